@@ -1,0 +1,26 @@
+"""rankjax: on my data and my budget, which ranking architecture should I scale, along which axis?
+
+Rooms, in the order of reading and of imports: a room imports only rooms that stand above it.
+
+schema      what a row means: features, vocabularies, semantic groups, actions, tasks
+batch       Batch, Tokens and Features: the pytrees every model and metric takes
+data        logs on disk, samples, the loader, and the sources that write logs
+masks       who may read whom: rules over (segment, role, time, position, group)
+kernels     attention: one public function a folder, several implementations
+embedding   tables, lookup, row-sparse updates with row-wise Adagrad
+layers      norms, feed-forward, per-token layers, tokenizers, history pooling, task heads
+models      one file per paper
+flops       exact count over the jaxpr
+loss        multi-task losses, auxiliary terms
+metrics     NE, log loss, AUC, GAUC, calibration, per-request AUC, MRR, nDCG, the oracle alarm
+optim       the optax chain and its schedules
+evaluate    the scoring function, and the metrics of a scored stream
+checkpoint  Orbax: model, optimizer, tables and (seed, step), in one atomic save
+train       state, step, loop; held-out and progressive ("predict, then train")
+scaling     trial, ladder, study, fit, report: what to scale
+bench       throughput and peers, JSON out
+doctor      what this machine has and lacks
+cli         rankjax data | train | study | report | bench | doctor
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,185 @@
+"""Batch, Tokens and Features: the pytrees that every model and metric takes.
+
+Rows R (unpacked: R = B, one sample a row; packed: a row holds G samples side by side), S history
+slots, C candidate slots, M values of a multi-valued feature, K tasks, E embedding width.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankjax.schema import Schema
+
+Array = jax.Array | np.ndarray
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *("user", "history", "candidate", "history_sample", "candidate_sample"),
+        *("history_time", "candidate_time", "history_order", "candidate_order"),
+        *("labels", "weights", "impression"),
+    ],
+    meta_fields=["schema", "one_time"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Ids, times, masks and labels of R rows. The history runs old -> new from slot 0 on.
+
+    user {name: [R, G]}, history {name: [R, S]}, candidate {name: [R, C]}: int32 ids (0 = missing),
+      [..., M] for kind "ids", float32 for kind "dense".
+    history_sample [R, S], candidate_sample [R, C]: int32, which of the row's G samples an entry
+      belongs to; -1 = padding.
+    history_time, candidate_time: int32 seconds after the sample's reference time (its first
+      candidate's time), so that events in a window at or after its first candidate have time >= 0.
+    history_order, candidate_order: int32. An event's order is its index among the user's events,
+      a candidate's the number of the user's events strictly before it, both minus the first
+      candidate's order: the candidate may read exactly the events with a smaller order.
+    labels, weights: float32 [R, C, K]; weight 0 where a label is undefined or padding.
+    impression: int64 [R, C] row in the log, -1 = padding; joins request, user and truth. It stays
+      on the host: `without_impression` before a jitted call.
+    one_time: every sample's candidates share one time (static, checked at trace time).
+    """
+
+    user: dict[str, Array]
+    history: dict[str, Array]
+    candidate: dict[str, Array]
+    history_sample: Array
+    candidate_sample: Array
+    history_time: Array
+    candidate_time: Array
+    history_order: Array
+    candidate_order: Array
+    labels: Array
+    weights: Array
+    impression: np.ndarray | None
+    schema: Schema
+    one_time: bool
+
+    @property
+    def candidate_mask(self) -> Array:
+        return self.candidate_sample >= 0
+
+    @property
+    def history_mask(self) -> Array:
+        return self.history_sample >= 0
+
+    def without_impression(self) -> "Batch":
+        return dataclasses.replace(self, impression=None)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *("user", "history", "candidate", "history_sample", "candidate_sample"),
+        *("history_time", "candidate_time", "history_order", "candidate_order"),
+    ],
+    meta_fields=["schema", "one_time"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """The Batch with every id replaced by its embedding row; what a model is called with.
+
+    user {name: [R, G, E]}, history {name: [R, S, E]}, candidate {name: [R, C, E]}; multi-valued
+    ids are mean-pooled over their non-zero values; dense features are [..., 1]. The other fields
+    are the Batch's.
+    """
+
+    user: dict[str, jax.Array]
+    history: dict[str, jax.Array]
+    candidate: dict[str, jax.Array]
+    history_sample: jax.Array
+    candidate_sample: jax.Array
+    history_time: jax.Array
+    candidate_time: jax.Array
+    history_order: jax.Array
+    candidate_order: jax.Array
+    schema: Schema
+    one_time: bool
+
+    @property
+    def candidate_mask(self) -> jax.Array:
+        return self.candidate_sample >= 0
+
+    @property
+    def history_mask(self) -> jax.Array:
+        return self.history_sample >= 0
+
+    def user_of_candidate(self, name: str) -> jax.Array:
+        """The user feature of each candidate's sample, [R, C, ...]; padding reads sample 0."""
+        x_rge = self.user[name]
+        if x_rge.shape[1] == 1:
+            C = self.candidate_sample.shape[1]
+            return jnp.broadcast_to(x_rge, (x_rge.shape[0], C, *x_rge.shape[2:]))
+        return jnp.take_along_axis(x_rge, jnp.maximum(self.candidate_sample, 0)[..., None], axis=1)
+
+    def require_one_time(self, model: str) -> None:
+        """Raises ValueError where a sample's candidates have several times (windows).
+
+        For models whose user side reads all of the history: with several times an early candidate
+        would read it through tokens that have read events at or after that candidate's own time.
+        """
+        if not self.one_time:
+            raise ValueError(
+                f"{model}: the batch holds samples whose candidates have different times "
+                "(organisation 'window'); this model pools the history once per sample, so an "
+                "early candidate would see later events. Use 'request' or 'impression' samples."
+            )
+
+
+# Roles of tokens, for mask rules.
+PAD, CONTEXT, HISTORY, CANDIDATE = 0, 1, 2, 3
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["segment", "role", "time", "position", "group", "bias_time"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What mask rules and relative biases know of a token; each int32 [R, N].
+
+    segment: the sample within the row. role: PAD, CONTEXT, HISTORY or CANDIDATE.
+    time: what rules compare: seconds where the log's times are exact, else the order.
+    position: counts from the sample's oldest token; a candidate's is the number of tokens that it
+      may read, whatever stands after them. group: candidates with one group see each other.
+    bias_time: seconds, for biases made of time differences.
+    """
+
+    segment: jax.Array
+    role: jax.Array
+    time: jax.Array
+    position: jax.Array
+    group: jax.Array
+    bias_time: jax.Array
+
+
+def pack(batch: Batch, samples_per_row: int) -> Batch:
+    """Lays `samples_per_row` unpacked rows side by side into one row (both layouts score alike).
+
+    The row count must be a multiple of `samples_per_row`; shapes become [R / G, G], [R / G, G * S]
+    and [R / G, G * C]. NumPy in, NumPy out.
+    """
+    G = samples_per_row
+    R = batch.candidate_sample.shape[0]
+    if R % G or any(x.shape[1] != 1 for x in batch.user.values()):
+        raise ValueError(f"pack: {R} unpacked rows expected to be a multiple of {G}")
+
+    def side_by_side(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x).reshape(R // G, G * x.shape[1], *x.shape[2:])
+
+    packed = jax.tree.map(side_by_side, batch)
+
+    def number(sample: np.ndarray) -> np.ndarray:
+        slot = np.repeat(np.arange(G, dtype=np.int32), sample.shape[1] // G)
+        return np.where(sample >= 0, slot, -1).astype(np.int32)
+
+    return dataclasses.replace(
+        packed,
+        history_sample=number(packed.history_sample),
+        candidate_sample=number(packed.candidate_sample),
+    )
