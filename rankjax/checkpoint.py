@@ -1,0 +1,92 @@
+"""Orbax: model, optimizer, tables and (seed, step), in one atomic save.
+
+The batch of a step is a pure function of (seed, step), so these two numbers are all that is needed
+to rebuild the Grain pipeline at the same place, for any number of hosts and workers.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+Tree = TypeVar("Tree")
+
+
+@contextlib.contextmanager
+def _manager(folder: pathlib.Path, keep: int = 1) -> Iterator[ocp.CheckpointManager]:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        # A save counts when its folder is renamed into place; what a killed run left half-written
+        # is swept away here and never restored.
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+    )
+    with ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options) as manager:
+        yield manager
+
+
+def save(folder: pathlib.Path, step: int, tree: Any, meta: dict[str, Any], keep: int = 1) -> None:
+    """Writes `tree` (arrays) and `meta` (JSON) as step `step`; older steps go once it is complete.
+
+    Raises:
+      OSError: the save failed (a full disk, say); the newest complete step is still there.
+    """
+    try:
+        with _manager(folder, keep) as manager:
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
+                ),
+                force=True,
+            )
+    except (OSError, ValueError) as error:
+        kept = latest(folder)
+        raise OSError(
+            f"{folder}: saving step {step} failed ({error}); "
+            + ("nothing had been saved before" if kept is None else f"step {kept} is still there")
+        ) from error
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Complete steps, oldest first. A folder that does not exist has none."""
+    if not pathlib.Path(folder).is_dir():
+        return []
+    return sorted(int(p.name) for p in pathlib.Path(folder).iterdir() if p.name.isdigit())
+
+
+def latest(folder: pathlib.Path) -> int | None:
+    """The newest complete step, or None."""
+    return max(steps(folder), default=None)
+
+
+def restore(folder: pathlib.Path, like: Tree, step: int | None = None) -> tuple[Tree, dict]:
+    """(tree, meta) of `step` (default: the newest), with the shapes, dtypes and shardings of `like`.
+
+    Raises:
+      FileNotFoundError: there is no complete step.
+      ValueError: what was saved does not have the shapes of `like`.
+    """
+    step = latest(folder) if step is None else step
+    if step is None or step not in steps(folder):
+        raise FileNotFoundError(f"{folder}: found steps {steps(folder)}, expected step {step}")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with _manager(folder) as manager:
+        found = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+            ),
+        )
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(found["state"]), jax.tree.leaves(abstract)
+    ):
+        if got.shape != want.shape or got.dtype != want.dtype:
+            raise ValueError(
+                f"{folder}, step {step}, {jax.tree_util.keystr(path)}: found {got.dtype}"
+                f"{list(got.shape)}, expected {want.dtype}{list(want.shape)}"
+            )
+    return found["state"], found["meta"]

@@ -1,0 +1,124 @@
+"""The scoring function, and the metrics of a scored stream.
+
+`apply` is the one place where a batch becomes logits: training, evaluation and serving all call it,
+so that they cannot disagree.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from rankjax import embedding, metrics
+from rankjax.batch import Batch
+from rankjax.data import event_log
+
+
+def apply(
+    model: nn.Module,
+    layout: embedding.Layout,
+    params: Any,
+    rows: Any,
+    ids: Any,
+    batch: Batch,
+    *,
+    train: bool = False,
+    rngs: dict[str, jax.Array] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Looked-up rows -> (logits [R, C, K] float32, auxiliary terms).
+
+    The logits are the model's plus the additive part that is the same for every architecture: the
+    sum of per-id scalar biases of the user's and the candidate's features.
+    """
+    features, bias_rck = embedding.features(layout, rows, ids, batch)
+    logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
+    return logits_rck.astype(jnp.float32) + bias_rck, aux
+
+
+def score(
+    model: nn.Module, layout: embedding.Layout, params: Any, tables: Any, batch: Batch
+) -> jax.Array:
+    """Batch -> logits [R, C, K] float32, as training computes them but with train=False."""
+    ids = embedding.deduplicate(layout, batch)
+    logits_rck, _ = apply(model, layout, params, embedding.gather(tables, ids), ids, batch)
+    return logits_rck
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Predictions in the order in which they were made: impression int64 [n], logits f32 [n, K]."""
+
+    impression: np.ndarray
+    logits: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[np.ndarray, Any]], tasks: int) -> "Scored":
+        """Joins (impression [R, C], logits [R, C, K]) of batches, without the padding."""
+        rows, logits = [np.zeros(0, np.int64)], [np.zeros((0, tasks), np.float32)]
+        for impression_rc, logits_rck in pairs:
+            valid = impression_rc >= 0
+            rows.append(impression_rc[valid])
+            logits.append(np.asarray(logits_rck)[valid])
+        return cls(np.concatenate(rows), np.concatenate(logits))
+
+
+def stream(
+    scorer: Callable[[Batch], jax.Array], batches: Iterable[tuple[int, Batch]], tasks: int
+) -> Scored:
+    """Scores every valid impression of `batches` ((step, Batch) pairs) with `scorer`."""
+
+    def pairs():
+        waiting = None  # one batch in flight: the host gathers while the device scores
+        for _, batch in batches:
+            logits = scorer(batch.without_impression())
+            if waiting is not None:
+                yield waiting
+            waiting = (batch.impression, logits)
+        if waiting is not None:
+            yield waiting
+
+    return Scored.of(pairs(), tasks)
+
+
+def labels_of(log: event_log.EventLog, impression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """labels, weights float64 [n, K] of these rows of the log (weight: see schema.Task)."""
+    columns = {t.name: log.column("impressions", t.name)[impression] for t in log.schema.tasks}
+    labels = np.stack([columns[t.name] for t in log.schema.tasks], -1).astype(np.float64)
+    ones = np.ones(len(impression))
+    weights = [columns[t.weight] if t.weight else ones for t in log.schema.tasks]
+    return labels, np.stack(weights, -1).astype(np.float64)
+
+
+def summarize(log: event_log.EventLog, scored: Scored) -> dict[str, Any]:
+    """Every metric of every task, with users and requests joined from the log.
+
+    Returns what `metrics.summarize` returns; an undefined metric is None, with the reason beside it.
+    """
+    labels, weights = labels_of(log, scored.impression)
+    return metrics.summarize(
+        scored.logits,
+        labels,
+        weights,
+        log.column("impressions", "user")[scored.impression],
+        log.column("impressions", "request")[scored.impression],
+        log.schema,
+    )
+
+
+def alarms(
+    log: event_log.EventLog, scored: Scored, truth: dict[str, np.ndarray]
+) -> dict[str, metrics.OracleAlarm]:
+    """Both alarm rules for every task whose true probability is known (`p_<task>` in `truth`)."""
+    labels, weights = labels_of(log, scored.impression)
+    found = {}
+    for k, task in enumerate(log.schema.tasks):
+        if f"p_{task.name}" in truth:
+            p = truth[f"p_{task.name}"][scored.impression]
+            found[task.name] = metrics.oracle_alarm(
+                scored.logits[:, k], labels[:, k], p, weights[:, k]
+            )
+    return found

@@ -1,0 +1,172 @@
+"""The step changes what it should, the loop resumes to the same bits, and NaN stops it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rankjax import checkpoint, embedding, evaluate, optim, train
+from rankjax.data import event_log, samples
+from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from tests import tiny
+
+CONFIG = train.TrainConfig(
+    batch=64,
+    log_every=2,
+    tables=embedding.TableConfig(width=4, init_std=0.3),
+    optimizer=optim.OptimConfig(learning_rate=3e-3),
+)
+MODEL = dlrm.Config(layers=1, width=8, tasks=2)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log") / "log"
+    return event_log.EventLog.open(tiny.log(folder, requests=200, events=400))
+
+
+@pytest.fixture(scope="module")
+def chosen(log):
+    config = samples.SampleConfig(organisation="request", history=10)
+    return samples.build(log, config, "train")
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
+
+
+def assert_same_bits(a, b):
+    a, b = leaves(a), leaves(b)
+    assert a.keys() == b.keys()
+    for k in a:
+        np.testing.assert_array_equal(a[k], b[k], err_msg=k)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        dcnv2.Config(layers=1, width=8, tasks=2),
+        rankmixer.Config(tokens=4, layers=1, width=8, tasks=2, pooling=("mean", "target")),
+        hstu.Config(history=10, layers=2, width=8, tasks=2),
+    ],
+    ids=lambda m: type(m).__module__.rsplit(".", 1)[1],
+)
+def test_a_step_changes_every_parameter_and_only_the_rows_of_its_batch(model, log, chosen):
+    prog = train.program(model, log.schema, CONFIG)
+    batch = train.batches(log, CONFIG, chosen)[1]
+    state = train.init(model, log.schema, CONFIG, batch)
+    before = jax.tree.map(np.array, state)
+    rates = {"dense": np.float32(1e-2), "tables": np.float32(0.1), "biases": np.float32(0.1)}
+    after, out = prog.step(state, batch.without_impression(), rates, jax.random.key(0))
+    assert bool(out["ok"]) and int(after.step) == 1
+    # Two steps: biases that start at 0 behind a zero gradient (a first ReLU) move in the second.
+    after, _ = prog.step(after, batch.without_impression(), rates, jax.random.key(0))
+    old, new = leaves(before.params), leaves(after.params)
+    still = [k for k in old if np.array_equal(old[k], new[k])]
+    assert not still
+    ids = embedding.deduplicate(prog.layout, batch.without_impression())
+    for name, table in before.tables.items():
+        named = np.unique(np.concatenate([np.ravel(x) for x in ids.inverse[name]]))
+        if ids.unique[name] is not None:
+            named = np.asarray(ids.unique[name])[named]
+        moved = np.flatnonzero((table["embedding"] != after.tables[name]["embedding"]).any(-1))
+        assert set(moved) == set(named.tolist()) - {0}
+
+
+def test_one_scoring_function(log, chosen):
+    """What the step predicted before its update is what evaluation predicts from that state."""
+    prog = train.program(MODEL, log.schema, CONFIG)
+    batch = train.batches(log, CONFIG, chosen)[0]
+    state = train.init(MODEL, log.schema, CONFIG, batch)
+    score = np.asarray(prog.score(state.params, state.tables, batch.without_impression()))
+    rates = dict.fromkeys(("dense", "tables", "biases"), np.float32(0.1))
+    _, out = prog.step(state, batch.without_impression(), rates, jax.random.key(0))
+    np.testing.assert_allclose(out["logits"], score, rtol=1e-6, atol=1e-6)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
+def test_a_stopped_run_ends_with_the_same_bits(how, log, chosen, tmp_path):
+    config = dataclasses.replace(CONFIG, checkpoint_seconds=0.0)
+    whole = train.run(log, MODEL, config, chosen, tmp_path / "whole")
+
+    def stop(done, total):
+        if done >= 4:
+            raise how
+
+    with pytest.raises(how):
+        train.run(log, MODEL, config, chosen, tmp_path / "stopped", on_step=stop)
+    at = checkpoint.latest(tmp_path / "stopped" / "checkpoints")
+    assert 0 < at < len(train.batches(log, config, chosen))
+    again = train.run(log, MODEL, config, chosen, tmp_path / "stopped")
+    assert again.steps_now == len(train.batches(log, config, chosen)) - at
+    assert_same_bits(again.state, whole.state)
+    np.testing.assert_array_equal(again.progressive.impression, whole.progressive.impression)
+    np.testing.assert_array_equal(again.progressive.logits, whole.progressive.logits)
+    lines = [json.loads(x) for x in (tmp_path / "stopped" / "metrics.jsonl").open()]
+    steps = [x["step"] for x in lines]
+    assert steps == sorted(set(steps))
+    assert {"loss", "padding_share", "loader_wait_share", "task/click"} <= lines[0].keys()
+    assert list((tmp_path / "stopped" / "tensorboard").glob("events*"))
+
+
+def test_predictions_without_their_checkpoint_are_dropped(log, chosen, tmp_path):
+    """Killed between the predictions' file and the checkpoint that covers it."""
+    whole = train.run(log, MODEL, CONFIG, chosen, tmp_path)
+    stray = tmp_path / "progressive" / "00000000-00999999.npz"
+    np.savez(stray, impression=np.arange(3), logits=np.ones((3, 2), np.float32))
+    again = train.run(log, MODEL, CONFIG, chosen, tmp_path)
+    np.testing.assert_array_equal(again.progressive.logits, whole.progressive.logits)
+    assert not stray.exists()
+
+
+def test_another_seed_in_the_folder_is_refused(log, chosen, tmp_path):
+    train.run(log, MODEL, CONFIG, chosen, tmp_path)
+    with pytest.raises(ValueError, match="found a run of"):
+        train.run(log, MODEL, dataclasses.replace(CONFIG, seed=1), chosen, tmp_path)
+
+
+def test_nan_stops_with_step_and_batch_and_leaves_the_state(log, chosen, tmp_path):
+    broken = dataclasses.replace(
+        CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e38, warmup=0.0)
+    )
+    with pytest.raises(train.NonFiniteLoss, match=r"step \d+ \(batch \d+ of seed 0") as error:
+        train.run(log, MODEL, broken, chosen, tmp_path)
+    state = error.value.state
+    assert int(state.step) == error.value.step and not bool(state.ok)
+    assert all(np.isfinite(x).all() for x in leaves((state.params, state.tables)).values())
+    assert checkpoint.latest(tmp_path / "checkpoints") == error.value.step
+
+
+def test_every_impression_is_predicted_once_in_time_order(log, chosen):
+    done = train.run(log, MODEL, CONFIG, chosen)
+    np.testing.assert_array_equal(
+        np.sort(done.progressive.impression), np.flatnonzero(log.column("impressions", "span") == 0)
+    )
+    times = log.column("impressions", "time")[done.progressive.impression]
+    assert (np.diff(times) >= 0).all()
+
+
+def test_learns_what_an_id_tells(tmp_path):
+    """Labels that the item alone decides are learned in one pass; the held-out NE falls below 1."""
+    schema, files = tiny.columns(requests=3000, items=20, seed=1)
+    shown = files["impressions"]
+    shown["click"] = (shown["item"] % 2).astype(np.int8)
+    path = event_log.write_log(tmp_path / "log", schema, **files, fingerprint={})
+    log = event_log.EventLog.open(path)
+    config = samples.SampleConfig(organisation="request", history=10)
+    parts = {span: samples.build(log, config, span) for span in ("train", "test")}
+    done = train.run(log, MODEL, CONFIG, parts["train"])
+    prog = train.program(MODEL, log.schema, CONFIG)
+    scored = evaluate.stream(
+        lambda b: prog.score(done.state.params, done.state.tables, b),
+        enumerate(train.batches(log, CONFIG, parts["test"])[i] for i in range(3)),
+        2,
+    )
+    assert evaluate.summarize(log, scored)["click"]["ne"] < 0.5
