@@ -1,0 +1,1 @@
+"""Attention kernels: one folder each, with one public function and several implementations."""

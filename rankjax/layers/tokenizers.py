@@ -1,0 +1,105 @@
+"""From a candidate's inputs to T tokens of width D, token-major: list of Input -> [T, R * C, D].
+
+"per_feature": one linear layer per input, T = the number of inputs.
+"group": the inputs of a semantic group side by side, one layer per group, T = the number of groups.
+"even_split": all inputs side by side in group order, cut into T slices of equal width, one linear
+  layer per slice (RankMixer, arXiv 2507.15551).
+"auto_split": all inputs side by side, one layer to T * D, cut into T (OneTrans, arXiv 2510.26104).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rankjax.layers import checks, initializers, per_token
+from rankjax.layers import inputs as candidate_inputs
+from rankjax.layers.inputs import Input
+
+KINDS = ("per_feature", "group", "even_split", "auto_split")
+FROM_DATA = ("per_feature", "group")  # kinds whose T the schema decides
+
+
+def check(where: str, kind: str, tokens: int | None) -> None:
+    """Raises ValueError for an unknown kind, or a T that is missing or not positive."""
+    checks.one_of(where, "tokenizer", kind, KINDS)
+    if tokens is None and kind not in FROM_DATA:
+        raise ValueError(f"{where}: tokens=None, expected a number with tokenizer={kind!r}")
+    if tokens is not None:
+        checks.at_least(where, 1, tokens=tokens)
+
+
+def count(kind: str, inputs: list[Input], tokens: int | None) -> int:
+    """T: `tokens`, or what the inputs give where the kind takes T from the data.
+
+    Raises ValueError where the inputs give another T than `tokens`, or are too narrow to be cut
+    into T slices.
+    """
+    if kind in FROM_DATA:
+        found = len(inputs) if kind == "per_feature" else len(candidate_inputs.groups(inputs))
+        if tokens not in (None, found):
+            raise ValueError(
+                f"tokenizers: tokens={tokens}, but tokenizer={kind!r} makes {found} tokens of this "
+                f"schema and pooling; set tokens={found} or tokens=None"
+            )
+        return found
+    if kind == "even_split":
+        W = sum(x.value.shape[-1] for x in inputs)
+        if tokens > W:
+            raise ValueError(
+                f"tokenizers: tokens={tokens}, but the inputs are {W} wide together; "
+                "tokenizer='even_split' needs at least one entry per token"
+            )
+    return tokens
+
+
+class Tokenizer(nn.Module):
+    """Inputs, each [R, C, W], any float dtype -> tokens [T, R * C, D] in `dtype`.
+
+    tokens: T, or None where the kind takes it from the data (see `count`, which raises
+    ValueError where they disagree).
+    hidden: width of a ReLU layer before the projections of "group" (one for each group) and
+    "auto_split"; 0 = linear.
+    "even_split" appends zeros until the width is a multiple of T, so the last tokens may read
+    fewer inputs than the others, or none.
+    Parameters, float32, every layer with a bias: per_feature W D + D per input; group the same
+    per group (W of the group); even_split T (d D + D), d = ceil(W / T); auto_split W T D + T D.
+    """
+
+    kind: str
+    tokens: int | None
+    width: int
+    hidden: int = 0
+    kernel_init: str = "lecun"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, inputs: list[Input]) -> jax.Array:
+        T, D = count(self.kind, inputs, self.tokens), self.width
+        if self.kind == "per_feature":
+            return jnp.stack([self._dense(x.name, D)(self._concat([x])) for x in inputs])
+        if self.kind == "group":
+            groups = candidate_inputs.groups(inputs).items()
+            return jnp.stack([self._layers(name, D)(self._concat(group)) for name, group in groups])
+        x_nw = self._concat(inputs)
+        if self.kind == "auto_split":
+            return self._layers("all", T * D)(x_nw).reshape(-1, T, D).swapaxes(0, 1)
+        x_nw = jnp.pad(x_nw, ((0, 0), (0, -x_nw.shape[-1] % T)))
+        x_tnw = x_nw.reshape(len(x_nw), T, -1).swapaxes(0, 1)
+        return per_token.Dense(D, self.dtype, self.kernel_init, name="slices")(x_tnw)
+
+    def _concat(self, inputs: list[Input]) -> jax.Array:
+        x_rcw = candidate_inputs.concat(inputs, self.dtype)
+        return x_rcw.reshape(-1, x_rcw.shape[-1])
+
+    def _dense(self, name: str, features: int) -> nn.Dense:
+        init = initializers.kernel(self.kernel_init)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+    def _layers(self, name: str, features: int) -> Callable[[jax.Array], jax.Array]:
+        out = self._dense(name, features)
+        if not self.hidden:
+            return out
+        hidden = self._dense(f"{name}.hidden", self.hidden)
+        return lambda x_nw: out(nn.relu(hidden(x_nw)))

@@ -1,0 +1,68 @@
+"""The token stream of a hand-made packed row with several candidate times."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD
+from rankjax.layers import sequence
+from tests import builders
+
+
+def row(time_exact=True):
+    """One row of two samples: events at -9, -5, 2 and at -1; candidates at 0, 3 and at 0."""
+    features = builders.features(builders.batch(np.random.default_rng(0)))
+    one = lambda *x: jnp.asarray([x], jnp.int32)
+    return dataclasses.replace(
+        features,
+        user={name: jnp.zeros((1, 2, 4)) for name in features.user},
+        schema=builders.schema(time_exact=time_exact),
+        history_sample=one(0, 0, 0, -1, 1, -1),
+        history_time=one(-9, -5, 2, 0, -1, 0),
+        history_order=one(-2, -1, 0, 0, -1, 0),
+        candidate_sample=one(0, 0, -1, 1),
+        candidate_time=one(0, 3, 0, 0),
+        candidate_order=one(0, 1, 0, 0),
+    )
+
+
+@pytest.mark.parametrize("time_exact", [True, False])
+def test_tokens_of_a_packed_row(time_exact):
+    t = sequence.tokens(row(time_exact), context=2)
+    U, E, C, o = CONTEXT, HISTORY, CANDIDATE, PAD
+    assert t.role[0].tolist() == [U, U, U, U, E, E, E, o, E, o, C, C, o, C]
+    assert t.segment[0].tolist() == [0, 0, 1, 1, 0, 0, 0, -1, 1, -1, 0, 0, -1, 1]
+    assert t.group[0].tolist() == [-1] * 10 + [0, 1, 2, 3]
+    read = np.asarray(t.role[0]) != PAD
+    # Positions count within the sample; a candidate stands after the events that it may read.
+    assert t.position[0][read].tolist() == [0, 1, 0, 1, 2, 3, 4, 2, 4, 5, 3]
+    seconds = [0, 0, 0, 0, -9, -5, 2, -1, 0, 3, 0]
+    assert t.bias_time[0][read].tolist() == seconds
+    assert t.time[0][read].tolist() == (
+        seconds if time_exact else [0, 0, 0, 0, -2, -1, 0, -1, 0, 1, 0]
+    )
+
+
+def test_an_event_may_take_two_tokens():
+    t = sequence.tokens(row(), context=0, per_event=2)
+    read = np.asarray(t.role[0]) != PAD
+    assert t.position[0][read].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 4, 6, 2]
+    assert t.time[0][read].tolist() == [-9, -9, -5, -5, 2, 2, -1, -1, 0, 3, 0]
+    assert t.role.shape == (1, 2 * 6 + 4)
+
+
+def test_last():
+    t = sequence.tokens(row(), context=2)
+    assert sequence.last(t, 4).position.tolist() == t.position[:, -4:].tolist()
+
+
+def test_interleave():
+    x = jnp.arange(4).reshape(1, 2, 2)
+    assert sequence.interleave(x, 10 + x).tolist() == [[[0, 1], [10, 11], [2, 3], [12, 13]]]
+
+
+def test_concat_keeps_the_order_of_names():
+    values = {"a": jnp.ones((1, 1, 2)), "b": jnp.zeros((1, 1, 1))}
+    assert sequence.concat(values, ["b", "a"], "float32").tolist() == [[[0, 1, 1]]]

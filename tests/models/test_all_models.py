@@ -1,0 +1,227 @@
+"""What every architecture must hold, through the one scoring function: from ids to logits."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rankjax import embedding, evaluate, models
+from rankjax.batch import Batch, pack
+from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from tests import tiny
+
+S, C, R = 10, 4, 6
+CONFIGS = {
+    "dlrm_mlp": dlrm.Config(layers=2, width=8, tasks=2, pooling=("mean", "target")),
+    "dcnv2_din": dcnv2.Config(layers=2, width=8, tasks=2),
+    "rankmixer": rankmixer.Config(
+        tokens=4, layers=2, width=8, expansion=2, tasks=2, pooling=("mean", "target")
+    ),
+    "hstu": hstu.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
+}
+TABLES = embedding.TableConfig(width=4, init_std=0.3)
+EACH = pytest.mark.parametrize("name", sorted(CONFIGS))
+
+
+def test_every_model_is_here():
+    assert sorted(CONFIGS) == sorted(models.MODELS)
+
+
+@functools.cache
+def scorer(name: str, dtype: str = "float32"):
+    """Batch -> logits [R, C, K] with parameters moved off their initial 0 or 1."""
+    config = dataclasses.replace(CONFIGS[name], dtype=dtype)
+    model = models.MODELS[name](config)
+    example = tiny.batch(samples=R, history=S, candidates=C)
+    layout = embedding.plan(example.schema, TABLES)
+
+    @jax.jit
+    def make(key, batch):
+        tables = embedding.init(key, example.schema, TABLES)
+        ids = embedding.deduplicate(layout, batch)
+        rows = embedding.gather(tables, ids)
+        features, _ = embedding.features(layout, rows, ids, batch)
+        return tables, nn.unbox(model.init(key, features, train=False))["params"]
+
+    tables, params = make(jax.random.key(0), example.without_impression())
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype("f4"), params)
+    score = jax.jit(functools.partial(evaluate.score, model, layout))
+    return lambda batch: np.asarray(score(params, tables, batch.without_impression()))
+
+
+def random_batch(**options) -> Batch:
+    return tiny.batch(**({"samples": R, "history": S, "candidates": C} | options))
+
+
+def part(batch: Batch, change, *, of: tuple[str, ...]) -> Batch:
+    """`change(array)` applied to every array of these sides and their sample, time and order."""
+    new = {}
+    for side in of:
+        new[side] = {k: change(x) for k, x in getattr(batch, side).items()}
+        for name in (f"{side}_sample", f"{side}_time", f"{side}_order"):
+            new[name] = change(getattr(batch, name))
+        if side == "candidate":
+            new |= {k: change(getattr(batch, k)) for k in ("labels", "weights", "impression")}
+    return dataclasses.replace(batch, **new)
+
+
+@EACH
+def test_padding_changes_nothing(name):
+    batch = random_batch()
+
+    def longer(x):
+        fill = -1 if x is batch.history_sample or x is batch.candidate_sample else 0
+        width = [(0, 0), (0, 3), *[(0, 0)] * (x.ndim - 2)]
+        return np.pad(x, width, constant_values=fill)
+
+    padded = part(batch, longer, of=("history", "candidate"))
+    want, got = scorer(name)(batch), scorer(name)(padded)
+    valid = batch.candidate_mask
+    np.testing.assert_allclose(got[:, :C][valid], want[valid], rtol=1e-5, atol=1e-5)
+
+
+@EACH
+def test_what_stands_at_padding_changes_nothing(name):
+    batch = random_batch()
+    rng = np.random.default_rng(1)
+
+    def scribble(x, mask):
+        noise = rng.integers(1, 4, x.shape).astype(x.dtype)
+        return np.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, noise)
+
+    dirty = dataclasses.replace(
+        batch,
+        history={k: scribble(x, batch.history_mask) for k, x in batch.history.items()},
+        history_time=scribble(batch.history_time, batch.history_mask),
+        history_order=scribble(batch.history_order, batch.history_mask),
+    )
+    valid = batch.candidate_mask
+    np.testing.assert_array_equal(scorer(name)(dirty)[valid], scorer(name)(batch)[valid])
+
+
+@EACH
+def test_other_samples_of_the_batch_change_nothing(name):
+    batch, other = random_batch(), random_batch(seed=1)
+    mixed = jax.tree.map(lambda a, b: np.concatenate([a[:3], b[3:]]), batch, other)
+    np.testing.assert_allclose(
+        scorer(name)(mixed)[:3], scorer(name)(batch)[:3], rtol=1e-5, atol=1e-6
+    )
+
+
+@EACH
+def test_candidates_do_not_see_each_other(name):
+    batch = random_batch(full=True)
+    order = np.array([2, 0, 3, 1])
+    shuffled = part(batch, lambda x: x[:, order], of=("candidate",))
+    want = scorer(name)(batch)
+    np.testing.assert_allclose(scorer(name)(shuffled), want[:, order], rtol=1e-5, atol=1e-6)
+    changed = {k: x.copy() for k, x in batch.candidate.items()}
+    changed["item"][:, 1] = changed["item"][:, 1] % 29 + 1
+    got = scorer(name)(dataclasses.replace(batch, candidate=changed))
+    np.testing.assert_array_equal(got[:, [0, 2, 3]], want[:, [0, 2, 3]])
+    assert np.abs(got[:, 1] - want[:, 1]).min() > 0
+
+
+@EACH
+@pytest.mark.parametrize("per_row", [2, 3])
+def test_packed_rows_score_like_rows_of_their_own(name, per_row):
+    batch = random_batch()
+    got = scorer(name)(pack(batch, per_row)).reshape(R, C, -1)
+    valid = batch.candidate_mask
+    np.testing.assert_allclose(got[valid], scorer(name)(batch)[valid], rtol=2e-5, atol=2e-5)
+
+
+@EACH
+def test_reads_the_history_and_the_user(name):
+    batch = random_batch(full=True)
+    want = scorer(name)(batch)
+    history = {k: x.copy() for k, x in batch.history.items()}
+    history["item"][:, 4] = history["item"][:, 4] % 29 + 1
+    user = {k: x.copy() for k, x in batch.user.items()}
+    user["segment"] = user["segment"] % 6 + 1
+    for change in ({"history": history}, {"user": user}):
+        got = scorer(name)(dataclasses.replace(batch, **change))
+        assert np.abs(got - want).max() > 1e-6
+
+
+@EACH
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finite_without_any_history(name, dtype):
+    batch = random_batch()
+    none = dataclasses.replace(batch, history_sample=np.full_like(batch.history_sample, -1))
+    logits = scorer(name, dtype)(none)
+    assert logits.dtype == np.float32 and np.isfinite(logits).all()
+
+
+@EACH
+def test_bfloat16_is_near_float32(name):
+    batch = random_batch(full=True)
+    want, got = scorer(name)(batch), scorer(name, "bfloat16")(batch)
+    assert np.abs(got - want).max() < 0.05 * max(1, np.abs(want).max())
+
+
+@EACH
+def test_windows_are_taken_or_refused(name):
+    batch = random_batch(one_time=False)
+    if models.MODELS[name].windows:
+        assert np.isfinite(scorer(name)(batch)).all()
+    else:
+        with pytest.raises(ValueError, match="different times"):
+            scorer(name)(batch)
+
+
+WINDOWED = pytest.mark.parametrize(
+    "name", [k for k in sorted(CONFIGS) if models.MODELS[k].windows]
+)
+
+
+def window() -> Batch:
+    """Full rows whose events and candidates interleave, with room for one more event."""
+    batch = random_batch(one_time=False, full=True, seed=3)
+    last = np.arange(S) == S - 1
+    return dataclasses.replace(
+        batch, history_sample=np.where(last, -1, batch.history_sample).astype(np.int32)
+    )
+
+
+@WINDOWED
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("what", ["perturb", "delete", "insert"])
+def test_later_events_change_no_bit(name, what, packed):
+    """Events at or after a candidate's time: changed, taken away, or one more of them."""
+    batch = window()
+    lay = functools.partial(pack, samples_per_row=2) if packed else lambda x: x
+    want = scorer(name)(lay(batch)).reshape(R, C, -1)
+    changed = 0
+    for row in range(R):
+        event = S - 2  # the newest
+        history = {k: x.copy() for k, x in batch.history.items()}
+        sample, time, order = (
+            x.copy() for x in (batch.history_sample, batch.history_time, batch.history_order)
+        )
+        if what == "perturb":
+            history["item"][row, event] = history["item"][row, event] % 29 + 1
+            history["action"][row, event] = history["action"][row, event] % 3 + 1
+            time[row, event] += 40
+        elif what == "delete":
+            sample[row, event] = -1
+        else:
+            sample[row, event + 1] = 0
+            time[row, event + 1], order[row, event + 1] = time[row, event] + 5, order[row, event]
+            order[row, event + 1] += 1
+            event += 1
+        new = dataclasses.replace(
+            batch, history=history, history_sample=sample, history_time=time, history_order=order
+        )
+        got = scorer(name)(lay(new)).reshape(R, C, -1)
+        at = batch.history_time[row, min(event, S - 2)] + (5 if what == "insert" else 0)
+        before = batch.candidate_time[row] <= at
+        np.testing.assert_array_equal(got[row][before], want[row][before])
+        np.testing.assert_array_equal(np.delete(got, row, 0), np.delete(want, row, 0))
+        changed += int((got[row][~before] != want[row][~before]).any())
+        assert before.any()
+    assert changed > 0 or what == "insert"  # a candidate after the event does read it

@@ -1,0 +1,82 @@
+"""HSTU's ranking form in float64 NumPy, one sample at a time and of its valid events only.
+
+Written from arXiv 2402.17152 (eqs. 1-3) with merged or interleaved tokens and a context prefix.
+`p` is the model's parameter tree as float64 arrays; `c` a dict of heads, qk, v, layers, per_event,
+normalizer, scale, activation ("uvqk" or "u"), affine.
+"""
+
+import numpy as np
+
+from tests.references import hstu_attention as attention
+from tests.references.hstu_attention import silu
+
+
+def layer_norm(x_d, p=None):
+    y_d = (x_d - x_d.mean()) / np.sqrt(x_d.var() + 1e-6)
+    return y_d if p is None else y_d * p["scale"] + p["bias"]
+
+
+def layer(x_nd, tokens, p, c):
+    """X_out of one sample; tokens as in references/hstu_attention.py."""
+    h, Q, V, N = c["heads"], c["qk"], c["v"], len(x_nd)
+    norm = {x: p[x] if c["affine"] else None for x in ("input_norm", "attention_norm")}
+    projected = np.stack([layer_norm(x_d, norm["input_norm"]) for x_d in x_nd]) @ p["w1"]
+    u, v, q, k = np.split(projected, [h * V, 2 * h * V, 2 * h * V + h * Q], axis=1)
+    u = silu(u)
+    if c["activation"] == "uvqk":
+        v, q, k = silu(v), silu(q), silu(k)
+    q, k, v = q.reshape(N, h, Q), k.reshape(N, h, Q), v.reshape(N, h, V)
+    tables = p.get("position_bias"), p.get("time_bias")
+    a = attention.attention(q, k, v, tokens, tokens, [c["normalizer"]] * N, c["scale"], *tables)
+    a = a.reshape(N, h * V)
+    out_nd = np.empty_like(x_nd)
+    for n in range(N):
+        y = layer_norm(a[n], norm["attention_norm"]) * u[n]
+        out_nd[n] = y @ p["w2"]["kernel"] + p["w2"]["bias"] + x_nd[n]
+    return out_nd
+
+
+def logits(p, c, user, events, candidates):
+    """Logits [candidates, K] of one sample.
+
+    user: [(name, embedding)]; events: [(item embedding, event embedding, time, seconds)] oldest
+    first; candidates: [(item embedding, context embedding, time, seconds)].
+    """
+    x, tokens = [], []
+
+    def add(value, role, time, seconds, position, group=-1):
+        fields = {"segment": 0, "role": role, "time": time, "bias_time": seconds}
+        tokens.append(fields | {"position": position, "group": group})
+        x.append(value)
+
+    for name, e in user:
+        w = p[f"context_{name}"]
+        add(e @ w["kernel"] + w["bias"], attention.CONTEXT, 0, 0, len(x))
+    first = len(x)
+    content = lambda e: e @ p["content"]["kernel"] + p["content"]["bias"]
+    for item, event, time, seconds in events:
+        action = event @ p["event"]["kernel"] + p["event"].get("bias", 0)
+        if c["per_event"] == 2:
+            add(content(item), attention.HISTORY, time, seconds, len(x))
+            add(action, attention.HISTORY, time, seconds, len(x))
+        else:
+            add(content(item) + action, attention.HISTORY, time, seconds, len(x))
+    for k, (item, own, time, seconds) in enumerate(candidates):
+        readable = sum(event_time < time for _, _, event_time, _ in events)
+        value = content(item) + own @ p["candidate_context"]["kernel"]
+        position = first + c["per_event"] * readable
+        add(value, attention.CANDIDATE, time, seconds, position, group=k)
+    x_nd = np.stack(x)
+    for i in range(c["layers"]):
+        x_nd = layer(x_nd, tokens, p[f"layer_{i}"], c)
+    return np.stack([head(x_d, p) for x_d in x_nd[len(x_nd) - len(candidates) :]])
+
+
+def head(x_d, p):
+    x_d, out, task = layer_norm(x_d, p["output_norm"]), [], 0
+    while f"hidden_{task}" in p["head"]:
+        hidden, last = p["head"][f"hidden_{task}"], p["head"][f"logits_{task}"]
+        out.append(np.maximum(x_d @ hidden["kernel"] + hidden["bias"], 0) @ last["kernel"])
+        out[-1] = out[-1] + last["bias"]
+        task += 1
+    return np.concatenate(out)
