@@ -218,7 +218,8 @@ class Layer(nn.Module):
         a_rnf = a_rnhv.reshape(R, rows, c.heads * V)
         y_rnf = norms.Norm(c.norm, c.norm_affine, name="attention_norm")(a_rnf) * u_rnf
         y_rnf = nn.Dropout(c.dropout, deterministic=not train)(y_rnf)
-        y_rnd = nn.Dense(D, dtype=c.dtype, kernel_init=w2_init, name="w2")(y_rnf) + x_rnd[:, tail]
+        w2 = nn.Dense(D, dtype=c.dtype, kernel_init=w2_init, name="w2")
+        y_rnd = w2(y_rnf.reshape(R * rows, -1)).reshape(R, rows, D) + x_rnd[:, tail]
         if c.norm_place == "post":
             y_rnd = norms.Norm(c.norm, c.norm_affine, name="output_norm")(y_rnd)
         return y_rnd
@@ -233,7 +234,7 @@ class Layer(nn.Module):
         self, h_rnd: jax.Array, w1: jax.Array, sizes: list[int], tail: slice
     ) -> tuple[jax.Array, ...]:
         """u and q of the rows in `tail`, v and k of all."""
-        # Rows as one axis: on a CPU twice as fast as a product of three axes.
+        # Rows as one axis: a little faster on a CPU than a product with three axes.
         project = lambda x, w: (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:2], -1)
         cuts = [sum(sizes[:i]) for i in (1, 2, 3)]
         every = self.config.proj_activation == "uvqk"

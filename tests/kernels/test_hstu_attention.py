@@ -82,24 +82,34 @@ def as_tokens(fields):
     return Tokens(**{name: jnp.asarray(x, jnp.int32) for name, x in fields.items()})
 
 
-def run(case, data, function, dtype=jnp.float32):
-    """(out, gradients of q, k, v, position, time) of an implementation."""
-    q, k, v, d = (jnp.asarray(data[x], dtype) for x in "qkvd")
-    tables = jax.tree.map(jnp.float32, (data["position"], data["time"]))
-    normalizer = jnp.float32(data["normalizer"]) if case.per_row else data["normalizer"]
+@functools.cache
+def compiled(case, function):
+    """Value and gradients of sum(d * out), jitted once for all tests of a case and dtype."""
 
-    def loss(q, k, v, position, time):
+    def loss(arrays, d, normalizer, q_tokens, k_tokens):
+        q, k, v, position, time = arrays
         no_bias = position is None and time is None
-        bias = None if no_bias else kernel.RelativeBias(position=position, time=time)
-        q_tokens, k_tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
-        out = function(
+        out = FUNCTIONS[function](
             *(q, k, v, q_tokens, k_tokens, RULE),
-            **{"normalizer": normalizer, "scale": case.scale, "bias": bias},
+            normalizer=normalizer if case.per_row else 13.0,
+            scale=case.scale,
+            bias=None if no_bias else kernel.RelativeBias(position=position, time=time),
         )
         return jnp.sum(out.astype(jnp.float32) * d.astype(jnp.float32)), out
 
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))
-    gradients, out = gradient(q, k, v, *tables)
+    return jax.jit(jax.grad(loss, has_aux=True))
+
+
+def run(case, data, function, dtype=jnp.float32):
+    """(out, gradients of q, k, v, position, time) of an implementation."""
+    arrays = [jnp.asarray(data[x], dtype) for x in "qkv"]
+    arrays += [None if data[x] is None else np.float32(data[x]) for x in ("position", "time")]
+    d, tokens = (
+        jnp.asarray(data["d"], dtype),
+        [as_tokens(data[x]) for x in ("q_tokens", "k_tokens")],
+    )
+    normalizer = np.float32(data["normalizer"])
+    gradients, out = compiled(case, function)(arrays, d, normalizer, *tokens)
     return out, gradients
 
 
@@ -139,7 +149,7 @@ FUNCTIONS["xla in blocks"] = functools.partial(xla.hstu_attention, pairs=0, bloc
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_value_and_gradients(function, name):
     data, (want, want_gradients) = solved(name)
-    got, gradients = run(CASES[name], data, FUNCTIONS[function])
+    got, gradients = run(CASES[name], data, function)
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
     for g, w in zip(gradients, want_gradients):
         if w is None:
@@ -170,7 +180,7 @@ def test_float64_agrees_to_1e9(function):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_bfloat16(function):
     data, (want, want_gradients) = solved("plain")
-    got, gradients = run(CASES["plain"], data, FUNCTIONS[function], jnp.bfloat16)
+    got, gradients = run(CASES["plain"], data, function, jnp.bfloat16)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(np.float32), want, rtol=2e-2, atol=2e-2)
     assert gradients[3].dtype == jnp.float32
@@ -186,7 +196,7 @@ def test_rows_that_may_read_nothing_are_zero(function, dtype):
     data = make(case)
     for tokens in (data["q_tokens"], data["k_tokens"]):
         tokens["role"] = np.where(np.arange(case.rows)[:, None] == 0, PAD, tokens["role"])
-    out, gradients = run(case, data, FUNCTIONS[function], dtype)
+    out, gradients = run(case, data, function, dtype)
     np.testing.assert_array_equal(out[0].astype(np.float32), 0)
     assert np.any(np.asarray(out[1], np.float32) != 0)
     assert all(np.all(np.isfinite(np.asarray(g, np.float32))) for g in gradients)
@@ -199,10 +209,10 @@ def test_doubling_the_keys_doubles_the_result():
     data = make(case)
     data["k_tokens"]["position"][:] = 0
     data["q_tokens"]["position"] = data["q_tokens"]["position"] * 0 + 1
-    once, _ = run(case, data, FUNCTIONS["xla"])
+    once, _ = run(case, data, "xla")
     twice_data = data | {x: np.concatenate([data[x], data[x]], axis=1) for x in "kv"}
     doubled = {f: np.concatenate([x, x], axis=1) for f, x in data["k_tokens"].items()}
-    twice, _ = run(case, twice_data | {"k_tokens": doubled}, FUNCTIONS["xla"])
+    twice, _ = run(case, twice_data | {"k_tokens": doubled}, "xla")
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5, atol=1e-6)
 
 

@@ -117,5 +117,5 @@ def test_a_config_goes_to_json_and_back():
 
 def test_windows_are_refused():
     features = builders.features(builders.batch(np.random.default_rng(0), one_time=False))
-    with pytest.raises(ValueError, match="dcnv2_din: .* different times"):
+    with pytest.raises(ValueError, match=r"dcnv2_din: .* different times"):
         dcnv2.DCNv2(SMALL).init(jax.random.key(0), features, train=False)

@@ -100,5 +100,5 @@ def test_a_config_goes_to_json_and_back():
 
 def test_windows_are_refused():
     features = builders.features(builders.batch(np.random.default_rng(0), one_time=False))
-    with pytest.raises(ValueError, match="dlrm_mlp: .* different times"):
+    with pytest.raises(ValueError, match=r"dlrm_mlp: .* different times"):
         dlrm.DLRMMLP(SMALL).init(jax.random.key(0), features, train=False)

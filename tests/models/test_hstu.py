@@ -25,6 +25,11 @@ CONFIGS = {
         **{"attn_norm": "const", "norm_constant": 3.0, "v_width": 5, "heads": 3, "layers": 1},
     ),
 }
+CONFIGS["RMS norms after the residual sum, no relative bias"] = dataclasses.replace(
+    *(SMALL,),
+    **{"norm": "rms", "norm_place": "post", "norm_affine": True, "layers": 1},
+    **{"position_bias": False, "time_bias": False, "implementation": "reference"},
+)
 LENGTHS, CANDIDATES = (5, 0, 3, 4), (4, 2, 1, 3)
 
 
@@ -93,6 +98,8 @@ def expected(b, config, row):
         "scale": config.qk_scale or 1.0,
         "activation": config.proj_activation,
         "affine": config.norm_affine,
+        "norm": config.norm,
+        "norm_place": config.norm_place,
     }
     exact = b.schema.time_exact
     params = params_of(config, exact)
@@ -351,6 +358,26 @@ def test_normaliser_by_valid_length_takes_no_windows():
     assert np.abs(found[3, :3] - want[3, :3]).max() > 1e-6
     with pytest.raises(ValueError, match=r"hstu with attn_norm='valid_len'.*different times"):
         scorer(config)(params, builders.features(window()))
+
+
+def test_initialisation():
+    config = dataclasses.replace(SMALL, width=64, layers=8, position_init="recency")
+    f = builders.features(window())
+    x, tokens = np.zeros((4, 11, 64), np.float32), hstu.sequence.tokens(f, context=0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def init(config):
+        layer = hstu.Layer(config, 9, True)
+        return layer.init(jax.random.key(0), x, tokens, 9.0, 11, train=False)["params"]
+
+    found = {x: init(dataclasses.replace(config, init=x)) for x in ("research", "small_residual")}
+    w1, w2 = (lambda p: np.std(p["w1"])), (lambda p: np.std(p["w2"]["kernel"]))
+    np.testing.assert_allclose(w1(found["research"]), 0.02, rtol=0.05)
+    np.testing.assert_allclose(w2(found["research"]), 1 / 8, rtol=0.05)  # 2 / (64 + 64) xavier
+    np.testing.assert_allclose(w1(found["small_residual"]), 1 / 8, rtol=0.05)
+    np.testing.assert_allclose(w2(found["small_residual"]), 1 / 8 / 4, rtol=0.05)
+    np.testing.assert_allclose(np.std(found["research"]["time_bias"]), 0.02, rtol=0.3)
+    np.testing.assert_allclose(found["research"]["position_bias"][8], 2)
 
 
 def test_recency_bias():

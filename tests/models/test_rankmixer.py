@@ -113,7 +113,7 @@ def test_small_residual_divides_only_what_writes_to_the_residual():
 
 @pytest.mark.parametrize(
     ("tokenizer", "tokens"),
-    [("per_feature", 10), ("per_feature", None), ("group", 4), ("group", None), ("auto_split", 5)],
+    [("per_feature", 10), ("group", None), ("auto_split", 5)],
 )
 def test_every_tokenizer(tokenizer, tokens):
     rng = np.random.default_rng(2)
@@ -176,5 +176,5 @@ def test_a_config_goes_to_json_and_back():
 
 def test_windows_are_refused():
     features = builders.features(builders.batch(np.random.default_rng(0), one_time=False))
-    with pytest.raises(ValueError, match="rankmixer: .* different times"):
+    with pytest.raises(ValueError, match=r"rankmixer: .* different times"):
         rankmixer.RankMixer(SMALL).init(jax.random.key(0), features, train=False)

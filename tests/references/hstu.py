@@ -2,7 +2,7 @@
 
 Written from arXiv 2402.17152 (eqs. 1-3) with merged or interleaved tokens and a context prefix.
 `p` is the model's parameter tree as float64 arrays; `c` a dict of heads, qk, v, layers, per_event,
-normalizer, scale, activation ("uvqk" or "u"), affine.
+normalizer, scale, activation ("uvqk" or "u"), norm ("layer" or "rms"), norm_place, affine.
 """
 
 import numpy as np
@@ -11,7 +11,10 @@ from tests.references import hstu_attention as attention
 from tests.references.hstu_attention import silu
 
 
-def layer_norm(x_d, p=None):
+def norm(x_d, p=None, kind="layer"):
+    if kind == "rms":
+        y_d = x_d / np.sqrt((x_d**2).mean() + 1e-6)
+        return y_d if p is None else y_d * p["scale"]
     y_d = (x_d - x_d.mean()) / np.sqrt(x_d.var() + 1e-6)
     return y_d if p is None else y_d * p["scale"] + p["bias"]
 
@@ -19,8 +22,12 @@ def layer_norm(x_d, p=None):
 def layer(x_nd, tokens, p, c):
     """X_out of one sample; tokens as in references/hstu_attention.py."""
     h, Q, V, N = c["heads"], c["qk"], c["v"], len(x_nd)
-    norm = {x: p[x] if c["affine"] else None for x in ("input_norm", "attention_norm")}
-    projected = np.stack([layer_norm(x_d, norm["input_norm"]) for x_d in x_nd]) @ p["w1"]
+    post = c["norm_place"] == "post"
+
+    def layer_norm(rows, name):
+        return np.stack([norm(x_d, p[name] if c["affine"] else None, c["norm"]) for x_d in rows])
+
+    projected = (x_nd if post else layer_norm(x_nd, "input_norm")) @ p["w1"]
     u, v, q, k = np.split(projected, [h * V, 2 * h * V, 2 * h * V + h * Q], axis=1)
     u = silu(u)
     if c["activation"] == "uvqk":
@@ -29,11 +36,9 @@ def layer(x_nd, tokens, p, c):
     tables = p.get("position_bias"), p.get("time_bias")
     a = attention.attention(q, k, v, tokens, tokens, [c["normalizer"]] * N, c["scale"], *tables)
     a = a.reshape(N, h * V)
-    out_nd = np.empty_like(x_nd)
-    for n in range(N):
-        y = layer_norm(a[n], norm["attention_norm"]) * u[n]
-        out_nd[n] = y @ p["w2"]["kernel"] + p["w2"]["bias"] + x_nd[n]
-    return out_nd
+    y = layer_norm(a, "attention_norm") * u
+    out_nd = y @ p["w2"]["kernel"] + p["w2"]["bias"] + x_nd
+    return layer_norm(out_nd, "output_norm") if post else out_nd
 
 
 def logits(p, c, user, events, candidates):
@@ -73,7 +78,7 @@ def logits(p, c, user, events, candidates):
 
 
 def head(x_d, p):
-    x_d, out, task = layer_norm(x_d, p["output_norm"]), [], 0
+    x_d, out, task = norm(x_d, p["output_norm"]), [], 0
     while f"hidden_{task}" in p["head"]:
         hidden, last = p["head"][f"hidden_{task}"], p["head"][f"logits_{task}"]
         out.append(np.maximum(x_d @ hidden["kernel"] + hidden["bias"], 0) @ last["kernel"])

@@ -51,21 +51,17 @@ def cross(fields, amplitude, values):
     """sum_m a_m prod_f phi_{m,f}(x_f) - sum_m a_m prod_f mean(phi_{m,f})."""
     recency = 0.5 ** np.arange(4)
     recency /= np.sqrt((recency**2).sum())
-    total = 0.0
-    for m in range(len(amplitude)):
-        product, mean = 1.0, 1.0
-        for name, table in fields.items():
-            phi = table[:, m].astype(float)
-            if (phi == 1).all():
-                continue  # the term lacks this field
-            mean *= phi.mean()
-            x = values[name]
-            if isinstance(x, list):
-                product *= phi.mean() + sum(r * (phi[k] - phi.mean()) for r, k in zip(recency, x))
-            else:
-                product *= phi[x]
-        total += float(amplitude[m]) * (product - mean)
-    return total
+    product, mean = np.ones(len(amplitude)), np.ones(len(amplitude))
+    for name, table in fields.items():
+        phi, x = table.astype(float), values[name]
+        lacks = (phi == 1).all(0)  # terms without this field
+        mean *= phi.mean(0)
+        if isinstance(x, list):
+            blend = phi.mean(0) + sum(r * (phi[k] - phi.mean(0)) for r, k in zip(recency, x))
+        else:
+            blend = phi[x]
+        product *= np.where(lacks, 1, blend)
+    return float(amplitude.astype(float) @ (product - mean))
 
 
 def logits(world, user, rows):

@@ -1,0 +1,175 @@
+"""`rankjax bench loader | embedding | step | all`: measure, print, write JSON."""
+
+import json as json_text
+import pathlib
+from typing import Any, Literal
+
+import rich.console
+import rich.table
+import rich.text
+
+from rankjax.bench import loading, rounds, steps, tables
+from rankjax.data import event_log
+from rankjax.data.sources import synthetic
+from rankjax.scaling import presets
+
+Organisation = Literal["impression", "request", "window"]
+WORLD = pathlib.Path("studies/bench/world")
+
+
+def measure_loader(
+    log: pathlib.Path | None = None,
+    history: int = 50,
+    batch: int = 512,
+    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Samples and impressions per second of the loader alone.
+
+    Args:
+      log: a prepared log; by default the small synthetic world, made in studies/bench/world.
+      history: S, events per sample.
+      batch: valid impressions a batch.
+      config: rounds, repeats, and whether PyTorch peers run beside.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    found = loading.run(_open(log), config, history=history, batch=batch)
+    return _finish({"loader": found}, out, json)
+
+
+def measure_embedding(
+    rows: tuple[int, ...] = tables.ROWS,
+    width: int = 16,
+    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Seconds of an embedding step (look-up, gradient, update) for tables of several sizes.
+
+    Args:
+      rows: table sizes.
+      width: E.
+      config: rounds, repeats, and whether PyTorch peers run beside.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    return _finish({"embedding": tables.run(config, rows=rows, width=width)}, out, json)
+
+
+def measure_step(
+    log: pathlib.Path | None = None,
+    architectures: tuple[str, ...] = tuple(presets.SMALL),
+    organisations: tuple[Organisation, ...] = ("request", "impression"),
+    history: int = 50,
+    batch: int = 512,
+    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """The training step of small models, whole, in parts, and as the real loop runs it.
+
+    Args:
+      log: a prepared log; by default the small synthetic world, made in studies/bench/world.
+      architectures: which models.
+      organisations: of samples; each is measured by itself.
+      history: S, events per sample.
+      batch: valid impressions a step.
+      config: rounds, repeats, and whether PyTorch peers run beside.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    opened = _open(log)
+    sizes = {"history": history}
+    models = {n: presets.model(n, len(opened.schema.tasks), **sizes) for n in architectures}
+    found = {
+        organisation: steps.run(
+            opened, models, config, organisation=organisation, history=history, batch=batch
+        )
+        for organisation in organisations
+    }
+    return _finish({"step": found}, out, json)
+
+
+def measure_all(
+    log: pathlib.Path | None = None,
+    history: int = 50,
+    batch: int = 512,
+    rows: tuple[int, ...] = tables.ROWS,
+    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Everything above into one report, and how far the loader is ahead of the small HSTU.
+
+    Args:
+      log: a prepared log; by default the small synthetic world, made in studies/bench/world.
+      history: S, events per sample.
+      batch: valid impressions a step.
+      rows: table sizes of the embedding step.
+      config: rounds, repeats, and whether PyTorch peers run beside.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    opened = _open(log)
+    models = {n: presets.model(n, len(opened.schema.tasks), history=history) for n in presets.SMALL}
+    sizes = {"history": history, "batch": batch}
+    found = {
+        "loader": loading.run(opened, config, **sizes),
+        "embedding": tables.run(config, rows=rows),
+        "step": {
+            organisation: steps.run(opened, models, config, organisation=organisation, **sizes)
+            for organisation in ("request", "impression")
+        },
+    }
+    loaded = found["loader"]["rankjax"]["stream"]["impressions_per_second"]["median"]
+    trained = found["step"]["request"]["models"]["hstu"]["impressions_per_second"]
+    found["loader_over_hstu"] = loaded / trained
+    return _finish(found, out, json)
+
+
+def _open(log: pathlib.Path | None) -> event_log.EventLog:
+    return event_log.EventLog.open(log or synthetic.prepare(synthetic.WORLD_SMALL, WORLD))
+
+
+def _finish(found: dict[str, Any], out: pathlib.Path | None, as_json: bool) -> dict[str, Any]:
+    found = {"machine": rounds.machine(), **found}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json_text.dumps(found, indent=1) + "\n")
+    if as_json:
+        print(json_text.dumps(found))
+    else:
+        show(found)
+    return found
+
+
+def show(found: dict[str, Any], console: rich.console.Console | None = None) -> None:
+    """Prints a report as a table: a path of names and its figure a row."""
+    table = rich.table.Table("what", "median", "min", "max")
+    for path, value in _leaves(found):
+        values = [value]
+        if isinstance(value, dict):
+            values = [value[key] for key in ("median", "min", "max")]
+        table.add_row(*(rich.text.Text(_word(x)) for x in (" / ".join(path), *values)))
+    (console or rich.console.Console()).print(table)
+
+
+def _word(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _leaves(found: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """(path, value) of everything below, figures unopened."""
+    if not isinstance(found, dict) or {"median", "min", "max"} <= set(found):
+        return [(path, found)]
+    return [leaf for key, value in found.items() for leaf in _leaves(value, (*path, str(key)))]
+
+
+COMMANDS = {
+    "loader": measure_loader,
+    "embedding": measure_embedding,
+    "step": measure_step,
+    "all": measure_all,
+}

@@ -1,0 +1,274 @@
+"""rankjax data | train | study | report | bench | doctor: public functions, nothing else.
+
+Every command takes --json to print one JSON object for machines instead of text for people.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import rich
+import rich.table
+import tyro
+
+from rankjax import bench, doctor, evaluate, optim, train
+from rankjax.data import event_log, samples
+from rankjax.data.sources import ebnerd, movielens, synthetic
+from rankjax.scaling import presets, report, study, trial, workers
+
+Folder = Annotated[pathlib.Path, tyro.conf.Positional]
+Worlds = Literal["small", "550k", "world"]
+Architectures = Literal["dlrm_mlp", "dcnv2_din", "rankmixer", "hstu"]
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = rich.table.Table(show_header=False)
+    for key, value in found.items():
+        table.add_row(str(key), f"{value:.6g}" if isinstance(value, float) else str(value))
+    rich.print(table)
+
+
+def _describe_log(path: pathlib.Path) -> dict[str, Any]:
+    log = event_log.EventLog.open(path)
+    rows = {f: log.rows(f) for f in event_log.FILES}
+    return {"log": str(path), "rows": rows, "tasks": [t.name for t in log.schema.tasks]}
+
+
+def data_world(
+    out: Folder,
+    size: Worlds = "small",
+    impressions: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    json: bool = False,
+) -> None:
+    """Generate the synthetic world, whose true click probability is known.
+
+    Args:
+      out: folder for the log and, beside it, the truth.
+      size: a named size.
+      impressions: instead of a named size, about this many (10^4 to 10^9).
+      seed: of the world; compare models within one seed only.
+      workers: processes; the bytes do not depend on it.
+      json: print JSON.
+    """
+    config = presets.world(size, impressions, seed)
+    path = synthetic.prepare(config, out, **({} if workers is None else {"workers": workers}))
+    _print({**_describe_log(path), "floors": synthetic.floors(path)}, json)
+
+
+def data_movielens(
+    raw: Folder, out: Folder, download: str | None = None, json: bool = False
+) -> None:
+    """Prepare a log from MovieLens (100K, latest-small, 1M or 20M).
+
+    Args:
+      raw: the unpacked data set; with --download, the folder to put it.
+      out: folder for the log.
+      download: fetch this set from GroupLens first: ml-100k, ml-latest-small, ml-1m or ml-20m.
+      json: print JSON.
+    """
+    if download:
+        raw = movielens.download(download, raw)
+    _print(_describe_log(movielens.prepare(raw, out)), json)
+
+
+def data_ebnerd(raw: Folder, out: Folder, json: bool = False) -> None:
+    """Prepare a log from EB-NeRD (the publisher's files, or impressions/requests/history.parquet).
+
+    Args:
+      raw: folder of the data set.
+      out: folder for the log.
+      json: print JSON.
+    """
+    _print(_describe_log(ebnerd.prepare(raw, out)), json)
+
+
+def train_one(
+    log: Folder,
+    architecture: Architectures = "rankmixer",
+    out: pathlib.Path = pathlib.Path("runs/one"),
+    organisation: Literal["impression", "request", "window"] = "request",
+    history: int = 50,
+    tokens: int | None = None,
+    layers: int | None = None,
+    width: int | None = None,
+    budget: int | None = None,
+    config: train.TrainConfig = train.TrainConfig(),  # noqa: B008 (frozen)
+    test: bool = False,
+    json: bool = False,
+) -> None:
+    """Train one model once over a log, resumably, and evaluate it.
+
+    Args:
+      log: a prepared log.
+      architecture: which model.
+      out: folder for checkpoints, metrics.jsonl and TensorBoard files.
+      organisation: how impressions are grouped into samples.
+      history: S, newest events of the history that the model sees.
+      tokens: T, where the architecture has it.
+      layers: L.
+      width: D.
+      budget: train on the newest n valid impressions of the train span.
+      config: optimizer, tables, batch, seed.
+      test: read the test span too.
+      json: print JSON.
+    """
+    opened = event_log.EventLog.open(log)
+    sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}
+    model = presets.model(architecture, len(opened.schema.tasks), **sizes)
+    spec = trial.Trial(
+        model=model,
+        training=config,
+        samples=samples.SampleConfig(organisation=organisation, history=history),
+        budget=budget,
+    )
+    result, timing = trial.run(spec, opened, out, test=test)
+    _print({**result, **timing}, json)
+
+
+def study_quick(
+    folder: Folder = pathlib.Path("studies/quick"), workers: int | None = None, json: bool = False
+) -> None:
+    """The quick study: three architectures and four ladders on world-small, in minutes.
+
+    Args:
+      folder: where the world, the trials and the report go.
+      workers: processes, by default one per core.
+      json: print JSON.
+    """
+    _study(presets.quick(folder), folder, workers, json)
+
+
+def study_run(
+    log: Folder,
+    folder: Folder,
+    architectures: tuple[Architectures, ...] = ("dlrm_mlp", "dcnv2_din", "rankmixer", "hstu"),
+    budgets: tuple[int, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3),
+    table_rates: tuple[float, ...] = (0.05, 0.1, 0.2),
+    embedding_stds: tuple[float, ...] = (0.01, 0.05),
+    history: int = 50,
+    batch: int = 512,
+    sequence_windows: bool = False,
+    workers: int | None = None,
+    json: bool = False,
+) -> None:
+    """A scaling study on a prepared log: ladders along every axis, swept rates, fits, a report.
+
+    Args:
+      log: a prepared log (rankjax data ...).
+      folder: of the study; run it again and only what is missing is trained.
+      architectures: which to compare.
+      budgets: data budgets, the newest n valid impressions of the train span (none = all).
+      seeds: of the final trials.
+      learning_rates: swept at both ends of each ladder.
+      table_rates: tried at each architecture's smallest size, with
+      embedding_stds: the scales of the embeddings' initialisation.
+      history: S of the models that have no S axis.
+      batch: valid impressions a step.
+      sequence_windows: window samples for sequence models, impressions for the others (for logs
+        without requests); default: request samples for all.
+      workers: processes, by default one per core.
+      json: print JSON.
+    """
+    opened = event_log.EventLog.open(log)
+    asked = presets.study_of(
+        opened,
+        architectures=architectures,
+        history=history,
+        windows=sequence_windows,
+        budgets=budgets or (None,),
+        seeds=seeds,
+        learning_rates=learning_rates,
+        table_rates=table_rates,
+        embedding_stds=embedding_stds,
+        training=train.TrainConfig(batch=batch),
+        command=" ".join(["rankjax", *sys.argv[1:]]),
+    )
+    _study(asked, folder, workers, json)
+
+
+def _study(asked: study.Study, folder: pathlib.Path, count: int | None, as_json: bool) -> None:
+    path = workers.run(asked, folder, workers=count)
+    _show(path, as_json)
+
+
+def _show(path: pathlib.Path, as_json: bool) -> None:
+    summary = json.loads((path.parent / "summary.json").read_text())
+    if as_json:
+        print(json.dumps({"report": str(path), **summary}))
+    else:
+        rich.print(rich.markup.escape(report.text(summary)))
+        print(f"report: {path}")
+
+
+def write_report(folder: Folder, json: bool = False) -> None:
+    """Write report.html and summary.json of a study again from its results.parquet.
+
+    Args:
+      folder: of the study.
+      json: print JSON.
+    """
+    _show(study.report(folder), json)
+
+
+def look(json: bool = False) -> None:
+    """What this machine has, what is missing, and what to install.
+
+    Args:
+      json: print JSON.
+    """
+    found = doctor.run()
+    if json:
+        _print(found, True)
+    else:
+        doctor.show(found)
+    sys.exit(0 if found["ok"] else 1)
+
+
+COMMANDS: dict[str, Callable | dict[str, Callable]] = {
+    "data": {"world": data_world, "movielens": data_movielens, "ebnerd": data_ebnerd},
+    "train": train_one,
+    "study": {"quick": study_quick, "run": study_run},
+    "report": write_report,
+    "bench": bench.COMMANDS,
+    "doctor": look,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command. Mistakes of the caller end with one line on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    config = (tyro.conf.OmitArgPrefixes,)
+    if not argv or argv[0] not in COMMANDS:
+        _usage()
+        sys.exit(0 if argv[:1] in ([], ["--help"], ["-h"]) else 2)
+    command, rest = COMMANDS[argv[0]], argv[1:]
+    prog = f"rankjax {argv[0]}"
+    try:
+        if callable(command):
+            tyro.cli(command, prog=prog, args=rest, config=config)
+        else:
+            tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest, config=config)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"rankjax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rankjax: stopped; what was running is saved, run it again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _usage() -> None:
+    lines = [f"{__doc__}", "usage: rankjax COMMAND [--help]", ""]
+    for name, command in COMMANDS.items():
+        for sub, function in {"": command}.items() if callable(command) else command.items():
+            first = (function.__doc__ or "").strip().splitlines()[0]
+            lines.append(f"  {name + ' ' + sub:<18} {first}")
+    print("\n".join(lines))

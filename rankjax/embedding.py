@@ -1,0 +1,428 @@
+"""Embedding tables outside Flax: lookup of the batch's rows, row-sparse row-wise Adagrad.
+
+    layout = plan(schema, config)                  static: which table lies where
+    tables = init(key, schema, config)             state = init_optimizer(tables, config)
+    ids = deduplicate(layout, batch)               the distinct rows of the batch
+    rows = gather(tables, ids)                     what the step differentiates with respect to
+    features(layout, rows, ids, batch)             -> Features, bias_logits
+    update(tables, state, ids, row_gradients, config)
+
+A step reads and writes the rows that the batch names and no others, so that its cost depends on
+the number of ids and not on the size of the tables. Tables share physical arrays: one lookup and
+one update an array, whatever the number of features.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankjax.batch import Batch, Features
+from rankjax.schema import Feature, Schema
+
+# Tables share an array below this many rows: few arrays keep compile and run time down, and a
+# large table on its own can be sharded by itself.
+FUSED_ROWS = 2**22
+# An array with at most this many rows per id of the batch is taken whole: reading and writing
+# all of it in order is then cheaper than finding the distinct ids (measured on XLA:CPU).
+WHOLE_ROWS_PER_ID = 0.75
+METHODS = ("whole", "hash", "sort")
+Method = Literal["whole", "hash", "sort"]
+
+Tables = dict[str, dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Width, initialisation and row-wise Adagrad of all tables.
+
+    The rule for a row with gradient g [E]: acc += mean(g^2); row -= rate * g / (sqrt(acc) + eps),
+    one float32 accumulator a row. The K biases of an id have an accumulator of their own.
+    """
+
+    width: int = 16  # E
+    init_std: float = 0.05
+    learning_rate: float = 0.1
+    bias_learning_rate: float = 0.1
+    eps: float = 1e-8
+    initial_accumulator: float = 0.0
+    clip: float | None = None  # global norm of all row gradients of a step; None = off
+    biases: bool = True  # K scalar biases per id, which start at 0
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"embedding.TableConfig: width={self.width}, expected >= 1")
+        if not self.eps > 0:
+            # acc = 0 with g = 0 would give 0 / 0.
+            raise ValueError(f"embedding.TableConfig: eps={self.eps}, expected > 0")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"embedding.TableConfig: clip={self.clip}, expected > 0 or None")
+        for name in ("init_std", "learning_rate", "bias_learning_rate", "initial_accumulator"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"embedding.TableConfig: {name}={value}, expected a finite number >= 0"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Id i > 0 of a table is row i + offset of a physical array; id 0 is row 0 of it."""
+
+    array: str
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which table lies where; static and hashable. arrays: (name, rows), row 0 included."""
+
+    schema: Schema
+    config: TableConfig
+    arrays: tuple[tuple[str, int], ...]
+    places: tuple[tuple[str, Place], ...]
+
+    def place(self, table: str) -> Place:
+        return dict(self.places)[table]
+
+    def slots(self, array: str) -> tuple[tuple[str, Feature], ...]:
+        """(part of the batch, feature) of everything that reads this array, in a fixed order."""
+        s = self.schema
+        parts = (("user", s.user), ("history", s.history), ("candidate", s.candidate))
+        return tuple(
+            (part, f)
+            for part, features_ in parts
+            for f in features_
+            if f.table and self.place(f.table).array == array
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ids:
+    """The distinct rows of a batch, and where each id finds its own.
+
+    unique: {array: int32 [U]}, position 0 is row 0, unused positions hold the array's row count
+      (out of range: reads are clamped, writes dropped); None = all rows in order.
+    inverse: {array: (int32, shape of the batch's ids, one per slot of the layout)}, positions.
+    """
+
+    unique: dict[str, jax.Array | None]
+    inverse: dict[str, tuple[jax.Array, ...]]
+
+
+def plan(schema: Schema, config: TableConfig) -> Layout:
+    """Places the schema's tables: those below FUSED_ROWS together, each other one by itself."""
+    arrays: dict[str, int] = {}
+    places = []
+    fused = ""  # the array that is being filled
+    for t in schema.tables:
+        if t.rows >= FUSED_ROWS:
+            arrays[t.name] = t.rows
+            places.append((t.name, Place(t.name, 0)))
+            continue
+        if not fused or arrays[fused] + t.rows - 1 >= FUSED_ROWS:
+            fused = t.name  # named after its first table, so that no two arrays share a name
+            arrays[fused] = 1
+        places.append((t.name, Place(fused, arrays[fused] - 1)))
+        arrays[fused] += t.rows - 1
+    return Layout(schema=schema, config=config, arrays=tuple(arrays.items()), places=tuple(places))
+
+
+def count(schema: Schema, config: TableConfig) -> int:
+    """Parameters of the tables, without the rows of id 0: sum of (rows - 1) (E + K)."""
+    per_row = config.width + (len(schema.tasks) if config.biases else 0)
+    return sum(t.rows - 1 for t in schema.tables) * per_row
+
+
+def init(key: jax.Array, schema: Schema, config: TableConfig) -> Tables:
+    """{array: {"embedding": [rows, E], "bias": [rows, K]}} float32; "bias" only if configured.
+
+    Normal with std init_std, zeros in row 0; biases are 0. Call it under jit (with output
+    shardings no device ever holds more than its part).
+    """
+    tables: Tables = {}
+    for index, (name, rows) in enumerate(plan(schema, config).arrays):
+        x_ve = jax.random.normal(jax.random.fold_in(key, index), (rows, config.width), jnp.float32)
+        missing = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) == 0
+        tables[name] = {"embedding": jnp.where(missing, 0.0, config.init_std * x_ve)}
+        if config.biases:
+            tables[name]["bias"] = jnp.zeros((rows, len(schema.tasks)), jnp.float32)
+    return tables
+
+
+def init_optimizer(tables: Tables, config: TableConfig) -> Tables:
+    """The accumulators, one float32 per row: {array: {"embedding": [rows], "bias": [rows]}}."""
+    return jax.tree.map(
+        lambda x: jnp.full(x.shape[0], config.initial_accumulator, jnp.float32), tables
+    )
+
+
+def deduplicate(layout: Layout, batch: Batch, method: Method | None = None) -> Ids:
+    """The distinct rows that a batch names; traceable.
+
+    method: one of METHODS for every array; None = "whole" for an array with few rows for the
+      batch's number of ids, else "hash" (platform tpu: "sort"). All give the same updates; the
+      static capacity U is min(rows - 1, ids) + 1 (whole: rows).
+    Raises ValueError for an unknown method.
+    """
+    if method is not None and method not in METHODS:
+        raise ValueError(f"deduplicate: method={method!r}, expected one of {METHODS} or None")
+    unique: dict[str, jax.Array | None] = {}
+    inverse: dict[str, tuple[jax.Array, ...]] = {}
+    for array, rows in layout.arrays:
+        ids = []
+        for part, f in layout.slots(array):
+            x = jnp.asarray(getattr(batch, part)[f.name], jnp.int32)
+            ids.append(jnp.where(x > 0, x + layout.place(f.table).offset, 0))
+        n = sum(x.size for x in ids)
+        whole = rows <= WHOLE_ROWS_PER_ID * n if method is None else method == "whole"
+        if whole or n == 0:  # a table that no feature reads has nothing to find
+            unique[array] = None if n else jnp.zeros(1, jnp.int32)
+            inverse[array] = tuple(ids)
+            continue
+        flat = jnp.concatenate([x.ravel() for x in ids])
+        unique[array], position = _distinct(flat, rows, method)
+        ends = np.cumsum([x.size for x in ids])[:-1]
+        inverse[array] = tuple(p.reshape(x.shape) for p, x in zip(jnp.split(position, ends), ids))
+    return Ids(unique=unique, inverse=inverse)
+
+
+def _distinct(ids: jax.Array, rows: int, method: Method | None) -> tuple[jax.Array, jax.Array]:
+    """ids int32 [n] in 0 .. rows - 1 -> distinct ids [U], position of each id among them [n]."""
+    by_hash = lambda x: _distinct_by_hash(x, rows)
+    by_sort = lambda x: _distinct_by_sort(x, rows)
+    if method is not None:
+        return by_hash(ids) if method == "hash" else by_sort(ids)
+    # A TPU sorts fast and scatters single words slowly; a CPU or GPU the reverse.
+    return jax.lax.platform_dependent(ids, tpu=by_sort, default=by_hash)
+
+
+def _compact(leader: jax.Array, ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Numbers the leaders 1, 2, ...: distinct ids [U] (position 0 = row 0) and the numbers [n]."""
+    capacity = min(rows - 1, ids.size) + 1
+    rank = jnp.cumsum(leader, dtype=jnp.int32)
+    unique = jnp.full(capacity, rows, jnp.int32).at[0].set(0)
+    unique = unique.at[jnp.where(leader, rank, capacity)].set(ids, mode="drop")
+    return unique, rank
+
+
+def _distinct_by_hash(ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Exact, O(n): every id writes its index at a hashed slot, the largest index wins and speaks
+    for all entries with its id; losers with another id try again with another hash. Each round
+    settles at least one distinct id; with 4 slots an id nearly all, so 1 to 5 rounds are usual.
+    """
+    n = ids.size
+    bits = max((4 * n - 1).bit_length(), 1)
+    index = jnp.arange(n, dtype=jnp.int32)
+
+    def round_(state):
+        trial, leader_of, slots = state
+        # The finaliser of MurmurHash3, salted by the trial.
+        h = ids.astype(jnp.uint32) + (trial.astype(jnp.uint32) + 1) * jnp.uint32(0x9E3779B9)
+        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+        slot = ((h ^ (h >> 16)) >> (32 - bits)).astype(jnp.int32)
+        open_ = leader_of < 0
+        # Later trials write larger numbers, so that slots need no clearing in between; scatter-max
+        # (not set) makes the winner the same on every platform.
+        base = trial * n
+        slots = slots.at[jnp.where(open_, slot, 2**bits)].max(base + index, mode="drop")
+        winner = jnp.maximum(slots[slot] - base, 0)
+        return trial + 1, jnp.where(open_ & (ids[winner] == ids), winner, leader_of), slots
+
+    start = (
+        jnp.int32(0),
+        jnp.where(ids == 0, 0, -1),  # id 0 has its place already
+        jnp.full(2**bits, -1, jnp.int32),
+    )
+    _, leader_of, _ = jax.lax.while_loop(lambda s: jnp.any(s[1] < 0), round_, start)
+    leader = (leader_of == index) & (ids != 0)
+    unique, rank = _compact(leader, ids, rows)
+    return unique, jnp.where(ids == 0, 0, rank[leader_of])
+
+
+def _distinct_by_sort(ids: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Exact, O(n log n): sorts the ids and looks each up again by bisection (on XLA:CPU 3 times
+    faster than jnp.unique, whose sort carries the indices along)."""
+    ordered = jnp.sort(ids)
+    new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    unique, _ = _compact(new & (ordered != 0), ordered, rows)
+    return unique, jnp.searchsorted(unique, ids).astype(jnp.int32)
+
+
+def gather(tables: Tables, ids: Ids) -> Tables:
+    """The batch's rows: {array: {"embedding": [U, E], "bias": [U, K]}}; of unused positions
+    the array's last row, which nothing reads."""
+
+    def take(x: jax.Array, unique: jax.Array | None) -> jax.Array:
+        return x if unique is None else x.at[unique].get(mode="clip")
+
+    return {
+        name: {kind: take(x, ids.unique[name]) for kind, x in table.items()}
+        for name, table in tables.items()
+    }
+
+
+@jax.custom_vjp
+def _lookup(rows_ue: jax.Array, positions: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """rows[p] for each p. The derivative adds every slot into one array, in turn and in place;
+    autodiff would make an array [U, E] per slot and add them up."""
+    return tuple(rows_ue.at[p].get(mode="promise_in_bounds") for p in positions)
+
+
+def _lookup_forward(rows_ue, positions):
+    return _lookup(rows_ue, positions), (rows_ue, positions)
+
+
+def _lookup_backward(residuals, gradients):
+    rows_ue, positions = residuals
+    sum_ue = jnp.zeros_like(rows_ue)
+    for p, g in zip(positions, gradients):
+        sum_ue = sum_ue.at[p].add(g, mode="promise_in_bounds")
+    return sum_ue, None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+def features(layout: Layout, rows: Tables, ids: Ids, batch: Batch) -> tuple[Features, jax.Array]:
+    """The batch with rows for ids, and the sum of the per-id biases.
+
+    Returns: Features, float32 embeddings [..., E] ("ids": mean over the non-zero values, zeros
+    where there are none; "dense": [..., 1]); bias_logits float32 [R, C, K], the sum over the id
+    features of the candidate and of its sample's user; 0 at padding and without biases. History
+    has no biases: an event adds no constant to a candidate's score.
+    """
+    R, C = batch.candidate_sample.shape
+    K = len(layout.schema.tasks)
+    out: dict[str, dict[str, jax.Array]] = {"user": {}, "history": {}, "candidate": {}}
+    bias_rck = jnp.zeros((R, C, K), jnp.float32)
+    for array, _ in layout.arrays:
+        slots, inverse = layout.slots(array), ids.inverse[array]
+        found = _lookup(rows[array]["embedding"], inverse)
+        for (part, f), position, x in zip(slots, inverse, found):
+            out[part][f.name] = _pool(f, position, x)
+        if not layout.config.biases:
+            continue
+        scored = [i for i, (part, _) in enumerate(slots) if part != "history"]
+        found = _lookup(rows[array]["bias"], tuple(inverse[i] for i in scored))
+        for i, x in zip(scored, found):
+            part, f = slots[i]
+            bias = _pool(f, inverse[i], x)
+            bias_rck += _of_candidate(bias, batch) if part == "user" else bias
+    bias_rck = jnp.where((batch.candidate_sample >= 0)[..., None], bias_rck, 0.0)
+    schema = layout.schema
+    for part, kinds in (
+        *(("user", schema.user), ("history", schema.history)),
+        *(("candidate", schema.candidate),),
+    ):
+        for f in kinds:
+            if f.kind == "dense":
+                out[part][f.name] = jnp.asarray(getattr(batch, part)[f.name], jnp.float32)[
+                    ..., None
+                ]
+        # Schema order, whatever array a feature's table lies in: tokenizers go by it.
+        out[part] = {f.name: out[part][f.name] for f in kinds}
+    kept = ("history_sample", "candidate_sample", "history_time", "candidate_time")
+    kept += ("history_order", "candidate_order", "schema", "one_time")
+    return Features(**out, **{name: getattr(batch, name) for name in kept}), bias_rck
+
+
+def _pool(f: Feature, position: jax.Array, x: jax.Array) -> jax.Array:
+    """Multi-valued [..., M, E] -> mean over the values whose id is not 0; others unchanged."""
+    if f.kind != "ids":
+        return x
+    # Row 0 is zeros, so that unused values add nothing to the sum.
+    used = jnp.sum(position > 0, axis=-1, dtype=jnp.float32)
+    return x.sum(axis=-2) / jnp.maximum(used, 1.0)[..., None]
+
+
+def _of_candidate(x_rgk: jax.Array, batch: Batch) -> jax.Array:
+    """[R, G, K] of samples -> [R, C, K] of their candidates; padding reads sample 0."""
+    sample_rc = jnp.maximum(jnp.asarray(batch.candidate_sample), 0)
+    return jnp.take_along_axis(x_rgk, sample_rc[..., None], axis=1)
+
+
+def update(
+    tables: Tables,
+    optimizer: Tables,
+    ids: Ids,
+    row_gradients: Tables,
+    config: TableConfig,
+    rates: dict[str, float | jax.Array] | None = None,
+) -> tuple[Tables, Tables]:
+    """One step of row-wise Adagrad on the rows of `ids`; other rows keep their bits.
+
+    Args:
+      tables, optimizer: from `init` and `init_optimizer`; donate both to the jitted step, so that
+        rows are written in place.
+      row_gradients: like the result of `gather`; the gradient of row 0 is ignored.
+      rates: this step's learning rates {"embedding": ..., "bias": ...}, may be traced (a schedule,
+        or one compiled step for many rates); None = those of `config`.
+    With `config.clip` all row gradients (embeddings and biases) are scaled to at most that norm.
+    Source: row-wise Adagrad as in FBGEMM (EXACT_ROWWISE_ADAGRAD): the mean over the row of g^2.
+    """
+    # Row 0 (position 0 in every array) never learns.
+    gradients = jax.tree.map(lambda g: g.at[0].set(0.0), row_gradients)
+    if config.clip is not None:
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))
+        scale = config.clip / jnp.maximum(norm, config.clip)
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+    if rates is None:
+        rates = {"embedding": config.learning_rate, "bias": config.bias_learning_rate}
+    new_tables: Tables = {}
+    new_optimizer: Tables = {}
+    for name, table in tables.items():
+        new_tables[name], new_optimizer[name] = {}, {}
+        for kind, x_ve in table.items():
+            new_tables[name][kind], new_optimizer[name][kind] = _adagrad(
+                x_ve,
+                optimizer[name][kind],
+                ids.unique[name],
+                gradients[name][kind],
+                rates[kind],
+                config.eps,
+            )
+    return new_tables, new_optimizer
+
+
+def _adagrad(
+    x_ve: jax.Array,
+    acc_v: jax.Array,
+    unique: jax.Array | None,
+    g_ue: jax.Array,
+    rate: float | jax.Array,
+    eps: float,
+) -> tuple[jax.Array, jax.Array]:
+    added = jnp.mean(jnp.square(g_ue), axis=-1)
+    if unique is None:
+        acc_v = acc_v + added
+        # A row without gradient subtracts an exact 0.
+        return x_ve - rate * g_ue / (jnp.sqrt(acc_v) + eps)[:, None], acc_v
+    acc_u = acc_v.at[unique].get(mode="clip") + added
+    step_ue = rate * g_ue / (jnp.sqrt(acc_u) + eps)[:, None]
+    x_ve = x_ve.at[unique].add(-step_ue, mode="drop", unique_indices=True)
+    return x_ve, acc_v.at[unique].set(acc_u, mode="drop", unique_indices=True)
+
+
+def hash_ids(values: np.ndarray, rows: int) -> np.ndarray:
+    """int64 values of any range -> int32 ids 1 .. rows - 1 (splitmix64); for sources, on the host.
+
+    Missing values are the caller's to set to 0 afterwards. Raises ValueError when rows < 2 or the
+    values are no integers.
+    Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators (2014), fig. 14.
+    """
+    if rows < 2 or not np.issubdtype(np.asarray(values).dtype, np.integer):
+        raise ValueError(
+            f"hash_ids: rows={rows}, dtype {np.asarray(values).dtype}; expected rows >= 2 and "
+            "integers"
+        )
+    z = np.asarray(values).astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return (z % np.uint64(rows - 1) + np.uint64(1)).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Trials, ladders, studies, fits and the report: what to scale."""

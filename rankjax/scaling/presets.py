@@ -1,0 +1,140 @@
+"""Ready-made models, ladders and studies: what the command line and the examples start from."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from rankjax import embedding, optim, train
+from rankjax.data import event_log
+from rankjax.data.sources import synthetic
+from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from rankjax.scaling import ladder, study
+
+SEQUENCE = ("hstu",)  # architectures that take window samples
+
+# Sizes that train in seconds to minutes on CPU cores; sizes of the papers are constants of the
+# models' own files.
+SMALL = {
+    "dlrm_mlp": dlrm.Config(layers=2, width=32, pooling=("mean",)),
+    "dcnv2_din": dcnv2.Config(layers=2, width=32, rank=16, pooling=("target",)),
+    "rankmixer": rankmixer.Config(
+        tokens=8, layers=2, width=16, expansion=2, pooling=("mean", "target")
+    ),
+    "hstu": hstu.Config(history=50, layers=2, width=16, heads=2, position_init="recency"),
+}
+LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "dlrm_mlp": {"width": (8, 32, 128, 512)},
+    "dcnv2_din": {"width": (8, 32, 128, 512)},
+    "rankmixer": {
+        "tokens": (2, 4, 8, 16),
+        "layers": (1, 2, 4, 8),
+        "width": (16, 32, 64, 128),
+    },
+    "hstu": {"history": (10, 25, 50, 100), "layers": (1, 2, 4, 8), "width": (8, 16, 32, 64)},
+}
+
+
+def model(architecture: str, tasks: int, **sizes: int | None) -> Any:
+    """The small Config of an architecture, with the sizes given (None or no such field: kept).
+
+    Raises:
+      ValueError: unknown architecture, or a size that it refuses.
+    """
+    if architecture not in SMALL:
+        raise ValueError(f"model: found {architecture!r}, expected one of {sorted(SMALL)}")
+    base = SMALL[architecture]
+    fields = dataclasses.asdict(base)
+    given = {k: v for k, v in sizes.items() if v is not None and k in fields}
+    return dataclasses.replace(base, tasks=tasks, **given)
+
+
+def ladders(
+    architecture: str,
+    tasks: int,
+    axes: dict[str, tuple[int, ...]] | None = None,
+    **sizes: int | None,
+) -> tuple[ladder.Ladder, ...]:
+    """One ladder for each field of `axes` (default: LADDERS) around `model(...)`."""
+    base = model(architecture, tasks, **sizes)
+    wanted = LADDERS[architecture] if axes is None else axes
+    return tuple(ladder.along(base, **{field: values}) for field, values in wanted.items())
+
+
+def world(
+    size: str = "small", impressions: int | None = None, seed: int = 0
+) -> synthetic.World:
+    """A named world ("small", "550k", "world"), or one of about `impressions` impressions."""
+    named = {
+        "small": synthetic.WORLD_SMALL,
+        "550k": synthetic.WORLD_550K,
+        "world": synthetic.WORLD,
+    }
+    if size not in named:
+        raise ValueError(f"world: found size {size!r}, expected one of {sorted(named)}")
+    config = named[size] if impressions is None else synthetic.at_least(impressions)
+    return dataclasses.replace(config, seed=seed)
+
+
+def study_of(
+    log: event_log.EventLog,
+    *,
+    architectures: tuple[str, ...] = tuple(LADDERS),
+    history: int = 50,
+    windows: bool = False,
+    axes: dict[str, dict[str, tuple[int, ...]]] | None = None,
+    **settings: Any,
+) -> study.Study:
+    """A study of these architectures on a log, along every axis of LADDERS (or of `axes`).
+
+    windows: sequence models take windows and the others single impressions (logs without
+    requests); else all take requests. `settings` are fields of study.Study.
+    """
+    unknown = sorted(set(architectures) - set(LADDERS))
+    if unknown:
+        raise ValueError(f"study: found architectures {unknown}, expected some of {list(LADDERS)}")
+    axes = LADDERS if axes is None else axes
+    found: tuple[ladder.Ladder, ...] = ()
+    for name in architectures:
+        found += ladders(name, len(log.schema.tasks), axes[name], history=history)
+    organisations = tuple(
+        (name, ("window" if name in SEQUENCE else "impression") if windows else "request")
+        for name in architectures
+    )
+    return study.Study(
+        log=str(log.folder),
+        ladders=found,
+        organisations=organisations,
+        history=history,
+        **settings,
+    )
+
+
+def quick(folder: pathlib.Path) -> study.Study:
+    """The quick study: the synthetic world of 211,000 impressions, made in `folder`/world.
+
+    Plain DNN, RankMixer (width and layers) and HSTU at four sizes each, one learning rate per
+    family (from earlier sweeps on this world), history 20.
+    """
+    log = event_log.EventLog.open(synthetic.prepare(synthetic.WORLD_SMALL, folder / "world"))
+    return study_of(
+        log,
+        architectures=("dlrm_mlp", "rankmixer", "hstu"),
+        history=20,
+        axes={
+            "dlrm_mlp": {"width": (8, 32, 128, 512)},
+            "rankmixer": {"width": (8, 16, 32, 64), "layers": (1, 2, 4, 8)},
+            "hstu": {"width": (8, 16, 32, 64)},
+        },
+        learning_rates=(3e-3,),
+        table_rates=(0.1,),
+        embedding_stds=(0.05,),
+        max_candidates=16,
+        training=train.TrainConfig(
+            batch=512,
+            optimizer=optim.OptimConfig(b2=0.99),
+            tables=embedding.TableConfig(),
+        ),
+        command="rankjax study quick",
+    )
+
+

@@ -1,0 +1,29 @@
+"""The checks that Configs share: what they let pass, and how they name what they do not."""
+
+import pytest
+
+from rankjax.layers import checks
+
+
+def test_good_values_pass():
+    checks.one_of("a.Config", "norm", "rms", ("layer", "rms"))
+    checks.at_least("a.Config", 0, layers=0, width=3)
+    checks.dtype("a.Config", "bfloat16")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "2", None, True])
+def test_at_least_takes_integers_from_the_least_on(value):
+    with pytest.raises(ValueError, match=r"a.Config: width=.*, expected an integer >= 1"):
+        checks.at_least("a.Config", 1, layers=1, width=value)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"a.Config: norm='x', expected one of \('layer', 'rms'\)"):
+        checks.one_of("a.Config", "norm", "x", ("layer", "rms"))
+    with pytest.raises(ValueError, match="dtype='int8', expected one of"):
+        checks.dtype("a.Config", "int8")
+
+
+def test_as_tuple_changes_lists_only():
+    assert checks.as_tuple([1, 2]) == (1, 2)
+    assert checks.as_tuple("ab") == "ab" and checks.as_tuple((1,)) == (1,)

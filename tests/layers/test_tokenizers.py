@@ -1,0 +1,111 @@
+"""The four tokenizers against NumPy, their parameter counts, and token counts that do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rankjax.layers import tokenizers
+from rankjax.layers.inputs import Input
+from tests import builders
+from tests.references import din, rankmixer
+
+D = 6
+
+
+def made(rng):
+    """Inputs of 4, 1, 4 and 2 columns in three groups, R = 2, C = 3."""
+    sizes = {"user.age": ("user", 4), "user.spend": ("user", 1), "candidate.item": ("item", 4)}
+    sizes["history_mean.item"] = ("history", 2)
+    return [
+        Input(name, group, jnp.asarray(rng.normal(size=(2, 3, width)), jnp.float32))
+        for name, (group, width) in sizes.items()
+    ]
+
+
+def run(kind, tokens, hidden=0, dtype="float32"):
+    """The inputs [R * C, W] by name, float64 parameters, and the tokens [T, R * C, D]."""
+    rng = np.random.default_rng(0)
+    inputs = made(rng)
+    module = tokenizers.Tokenizer(kind, tokens, D, hidden, dtype=dtype)
+    params = builders.moved(module.init(jax.random.key(0), inputs)["params"], rng)
+    x = {i.name: np.asarray(i.value, np.float64).reshape(6, -1) for i in inputs}
+    return x, builders.float64(params), module.apply({"params": params}, inputs)
+
+
+def test_per_feature():
+    x, p, got = run("per_feature", None)
+    want = np.stack([din.dense(x[name], p[name]) for name in x])
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert builders.count(p) == (4 + 1 + 4 + 2) * D + 4 * D
+
+
+GROUPS = {
+    "user": ("user.age", "user.spend"),
+    "item": ("candidate.item",),
+    "history": ("history_mean.item",),
+}
+
+
+def test_group_linear():
+    x, p, got = run("group", 3)
+    for t, (group, names) in enumerate(GROUPS.items()):
+        want = din.dense(np.concatenate([x[n] for n in names], axis=1), p[group])
+        np.testing.assert_allclose(got[t], want, atol=1e-5)
+    assert builders.count(p) == (5 + 4 + 2) * D + 3 * D
+
+
+def test_group_with_a_hidden_layer():
+    x, p, got = run("group", None, hidden=5)
+    for t, (group, names) in enumerate(GROUPS.items()):
+        x_nw = np.concatenate([x[n] for n in names], axis=1)
+        want = din.dense(np.maximum(din.dense(x_nw, p[f"{group}.hidden"]), 0), p[group])
+        np.testing.assert_allclose(got[t], want, atol=1e-5)
+    assert builders.count(p) == (5 + 4 + 2) * 5 + 3 * 5 + 3 * (5 * D + D)
+
+
+@pytest.mark.parametrize("T", [1, 3, 4, 11])
+def test_even_split(T):
+    x, p, got = run("even_split", T)
+    for n, x_w in enumerate(np.concatenate(list(x.values()), axis=1)):
+        want = rankmixer.even_split(x_w, T, p["slices"])
+        np.testing.assert_allclose(got[:, n], want, atol=1e-5)
+    assert builders.count(p) == T * (-(-11 // T) * D + D)
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_auto_split(hidden):
+    x, p, got = run("auto_split", 4, hidden)
+    x_nw = np.concatenate(list(x.values()), axis=1)
+    if hidden:
+        x_nw = np.maximum(din.dense(x_nw, p["all.hidden"]), 0)
+    want = din.dense(x_nw, p["all"]).reshape(6, 4, D).swapaxes(0, 1)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert builders.count(p) == (11 * 5 + 5 if hidden else 0) + ((hidden or 11) + 1) * 4 * D
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_computes_in_dtype(kind):
+    _, _, got = run(kind, None if kind in tokenizers.FROM_DATA else 4, dtype="bfloat16")
+    assert got.dtype == jnp.bfloat16 and got.shape[1:] == (6, D)
+
+
+def test_token_counts_that_do_not_fit_are_refused():
+    inputs = made(np.random.default_rng(0))
+    assert tokenizers.count("per_feature", inputs, None) == 4
+    assert tokenizers.count("group", inputs, 3) == 3
+    assert tokenizers.count("even_split", inputs, 8) == 8
+    with pytest.raises(ValueError, match=r"tokens=8, but tokenizer='per_feature' makes 4 tokens"):
+        tokenizers.count("per_feature", inputs, 8)
+    with pytest.raises(ValueError, match="tokens=12, but the inputs are 11 wide"):
+        tokenizers.count("even_split", inputs, 12)
+
+
+def test_bad_settings_are_refused():
+    tokenizers.check("a.Config", "group", None)
+    with pytest.raises(ValueError, match=r"a.Config: tokenizer='x'"):
+        tokenizers.check("a.Config", "x", 4)
+    with pytest.raises(ValueError, match=r"a.Config: tokens=None"):
+        tokenizers.check("a.Config", "auto_split", None)
+    with pytest.raises(ValueError, match=r"a.Config: tokens=0"):
+        tokenizers.check("a.Config", "group", 0)

@@ -1,0 +1,36 @@
+import pytest
+
+from rankjax.models import dlrm, hstu, rankmixer
+from rankjax.scaling import ladder
+
+
+def test_varies_one_field_only():
+    found = ladder.along(rankmixer.Config(tokens=4, width=16), layers=(1, 2, 4))
+    assert (found.name, found.axis, found.values) == ("rankmixer L", "L", (1, 2, 4))
+    assert {(c.tokens, c.width) for c in found.configs} == {(4, 16)}
+    assert ladder.along(hstu.Config(history=8), history=(8, 16)).axis == "S"
+
+
+@pytest.mark.parametrize(
+    "sizes, match",
+    [
+        ({"tokens": (2,)}, "expected one of"),  # a plain network has no tokens
+        ({"width": (8,), "layers": (1,)}, "found fields"),
+        ({"width": (16, 8)}, "increasing"),
+        ({"width": ()}, "increasing"),
+        ({"width": (8, 8)}, "increasing"),
+    ],
+)
+def test_refuses(sizes, match):
+    with pytest.raises(ValueError, match=match):
+        ladder.along(dlrm.Config(), **sizes)
+
+
+def test_a_size_that_the_architecture_refuses():
+    with pytest.raises(ValueError, match="width"):
+        ladder.along(rankmixer.Config(tokens=8, width=16), width=(12, 16))
+
+
+def test_an_unknown_config():
+    with pytest.raises(ValueError, match="expected a Config of"):
+        ladder.architecture_of({"width": 8})
