@@ -60,7 +60,7 @@ FREE = _names(
     ppermute psum psum2 psum_invariant pvary random_bits random_clone random_fold_in random_seed
     random_split random_unwrap random_wrap reduce_precision reduce_scatter reshape reshard rev
     rng_bit_generator scatter sharding_constraint slice split squeeze
-    stop_gradient threefry2x32 transpose
+    stop_gradient threefry2x32 tile transpose
     """
 )
 

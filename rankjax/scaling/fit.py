@@ -1,10 +1,10 @@
 """Scaling laws from measured points: power laws, their intervals, and when there is none to see.
 
 L(x) = E + A x^-alpha, and L(N, D) = E + A N^-alpha + B D^-beta. Both minimise the SUM of Huber
-terms on log residuals over many L-BFGS starts, in the logsumexp form, as Hoffmann et al. (2022,
-"Training Compute-Optimal Large Language Models", appendix D.2) and Besiroglu et al. (2024,
+terms on log residuals over many quasi-Newton starts, in the logsumexp form, as Hoffmann et al.
+(2022, "Training Compute-Optimal Large Language Models", appendix D.2) and Besiroglu et al. (2024,
 "Chinchilla Scaling: A replication attempt") do. A mean in place of the sum makes the objective so
-small that L-BFGS stops early; here it is moreover measured in units of delta^2, so that the
+small that a descent stops early; here it is moreover measured in units of delta^2, so that the
 stopping rule does not depend on delta. What the data cannot carry is refused in words.
 """
 
@@ -12,13 +12,13 @@ import dataclasses
 import itertools
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
-from rankjax.scaling import support
+from rankjax.scaling import descent, support
 
 LEVEL = 0.95  # of every interval and band
 FINALISTS = 4  # starts that are descended to the end
-FIRST_DRAWS = 40  # of the bootstrap, before it may give up
+CHUNK = 256  # refits at once
 
 Interval = tuple[float, float]
 
@@ -115,7 +115,7 @@ def power_law(
     reasons = support.range_reasons({"x": x}) + support.trend_reasons(x, loss, groups, residuals)
     reasons += support.floor_reasons(E, loss)
     # A law that is refused already needs no interval, and its flat optimum would cost the most.
-    draws = problem.bootstrap(best, groups, 0 if reasons else bootstrap, seed, distinct_rows=3)
+    draws = problem.bootstrap(best, groups, 0 if reasons else bootstrap, seed, distinct=3)
     intervals = _intervals(draws, ("E", "A", "alpha"))
     reasons += support.exponent_reasons({"alpha": alpha}, intervals)
     return Fit(
@@ -156,7 +156,7 @@ def joint(
     E, log_a, alpha, log_b, beta = problem.unpack(best)
     reasons = support.range_reasons({"params": inputs[0], "samples": inputs[1]})
     reasons += support.floor_reasons(E, loss)
-    draws = problem.bootstrap(best, groups, 0 if reasons else bootstrap, seed, distinct_rows=6)
+    draws = problem.bootstrap(best, groups, 0 if reasons else bootstrap, seed, distinct=6)
     intervals = _intervals(draws, ("E", "A", "alpha", "B", "beta"))
     reasons += support.exponent_reasons({"alpha": alpha, "beta": beta}, intervals)
     return Joint(
@@ -208,9 +208,10 @@ def interpolate_rate(sizes, rate_small: float, rate_large: float, at):
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """min over theta = (e, a_1, alpha_1, ...): sum_i Huber(logsumexp(e, a_j - alpha_j u_ij) - l_i).
+    """min over theta = (e, a_1, phi_1, ...): sum_i Huber(logsumexp(e, a_j - alpha_j u_ij) - l_i).
 
-    u [n, J]: log inputs less their means, which makes a_j and alpha_j nearly uncorrelated.
+    u [n, J]: log inputs less their means, which makes a_j and alpha_j nearly uncorrelated;
+    alpha_j = MAX_EXPONENT sigmoid(phi_j).
     """
 
     u: np.ndarray
@@ -225,22 +226,30 @@ class _Problem:
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:
         """log prediction - log loss, [n]."""
-        return special.logsumexp(self._terms(theta), axis=1) - self.log_loss
+        return special.logsumexp(self._terms(theta[None])[0], axis=1) - self.log_loss
 
-    def objective(self, theta: np.ndarray, rows=slice(None)) -> tuple[float, np.ndarray]:
-        """Sum of Huber terms in units of delta^2, and its gradient."""
-        terms = self._terms(theta)[rows]
-        top = terms.max(1)
-        shares = np.exp(terms - top[:, None])
-        total = shares.sum(1)
-        z = (top + np.log(total) - self.log_loss[rows]) / self.delta
+    def objective(self, theta: np.ndarray, weights=None) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of Huber terms in units of delta^2, and their gradients.
+
+        theta [k, p]; weights [k, n], how often each point counts, None = once. -> ([k], [k, p]).
+        """
+        terms = self._terms(theta)
+        top = terms.max(-1)
+        shares = np.exp(terms - top[..., None])
+        total = shares.sum(-1)
+        z = (top + np.log(total) - self.log_loss) / self.delta
         inside = np.clip(z, -1, 1)
-        slope = (inside / self.delta / total)[:, None] * shares  # of each term, [n, 1 + J]
-        gradient = np.empty(len(theta))
-        gradient[0] = slope[:, 0].sum()
-        gradient[1::2] = slope[:, 1:].sum(0)
-        gradient[2::2] = -(slope[:, 1:] * self.u[rows]).sum(0)
-        return float(np.sum(inside * (z - 0.5 * inside))), gradient
+        huber, slope = inside * (z - 0.5 * inside), inside / self.delta / total
+        if weights is not None:
+            huber, slope = huber * weights, slope * weights
+        shares *= slope[..., None]
+        gradient = np.empty_like(theta)
+        gradient[:, 0] = shares[..., 0].sum(1)
+        gradient[:, 1::2] = shares[..., 1:].sum(1)
+        alpha = _exponent(theta[:, 2::2])
+        by_alpha = -(shares[..., 1:] * self.u).sum(1)
+        gradient[:, 2::2] = by_alpha * alpha * (1 - alpha / support.MAX_EXPONENT)
+        return huber.sum(1), gradient
 
     def starts(self, grid) -> np.ndarray:
         """Rows of shares and exponents (see `power_law`) -> rows of theta."""
@@ -250,78 +259,56 @@ class _Problem:
         theta = grid.copy()
         theta[:, 0] = np.log(floor)
         theta[:, 1::2] = np.log(grid[:, 1::2] * left[:, None])
+        theta[:, 2::2] = special.logit(grid[:, 2::2] / support.MAX_EXPONENT)
         return theta
 
-    def solve(self, starts, rows=slice(None)) -> np.ndarray:
-        """The best optimum over the starts.
+    def solve(self, starts) -> np.ndarray:
+        """The best optimum over starts [m, p]: all a little way, the best few to the end."""
+        theta, value = descent.minimise(lambda t, _: self.objective(t), starts, steps=60)
+        theta = theta[np.argsort(value)[:FINALISTS]]
+        theta, value = descent.minimise(lambda t, _: self.objective(t), theta, steps=1000)
+        return theta[np.argmin(value)]
 
-        Every start is descended a little way, the best few to the end and, as the kinks of a small
-        delta can stop a line search short, once more from there until nothing is gained.
-        """
-        found = [(0.0, np.asarray(start)) for start in starts]
-        if len(found) > FINALISTS:
-            found = [self._descend(theta, rows, 60) for _, theta in found]
-            found = sorted(found, key=lambda pair: pair[0])[:FINALISTS]
-        value, best = min(
-            (self._descend(theta, rows, 500) for _, theta in found), key=lambda pair: pair[0]
-        )
-        for _ in range(5):
-            again, theta = self._descend(best, rows, 500)
-            if again >= value * (1 - 1e-9):
-                break
-            value, best = again, theta
-        return best
-
-    def _descend(self, theta, rows, steps: int) -> tuple[float, np.ndarray]:
-        low, high = self.log_loss.min(), self.log_loss.max()
-        bounds = [(low - 12, high)] + [(low - 30, high + 5), (0.0, support.MAX_EXPONENT)] * (
-            self.u.shape[1]
-        )
-        # maxcor: from 10 on (scipy's default) the inner matrices are large enough for OpenBLAS to
-        # wake its threads, which made a fit ten to thirty times slower on a busy machine.
-        options = {"maxiter": steps, "maxfun": 4 * steps, "ftol": 1e-13, "gtol": 1e-7, "maxcor": 7}
-        found = optimize.minimize(
-            self.objective, theta, (rows,), "L-BFGS-B", jac=True, bounds=bounds, options=options
-        )
-        return float(found.fun), found.x
+    def refit(self, best: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The optima [m, p] nearest to `best` under weights [m, n] of the points."""
+        out = [np.zeros((0, len(best)))]
+        for some in np.split(weights, range(CHUNK, len(weights), CHUNK)):  # bounded memory
+            start = np.repeat(best[None], len(some), axis=0)
+            objective = lambda theta, which, some=some: self.objective(theta, some[which])
+            out.append(descent.minimise(objective, start, steps=300)[0])
+        return np.concatenate(out)
 
     def unpack(self, theta: np.ndarray) -> np.ndarray:
-        """theta -> (E, log A, alpha, log B, beta, ...): coefficients at x = 1 again."""
+        """theta [..., p] -> (E, log A, alpha, log B, beta, ...) at x = 1 again, [..., p]."""
         out = np.array(theta, np.float64)
-        out[0] = np.exp(theta[0])
-        out[1::2] = theta[1::2] + theta[2::2] * self.means
+        out[..., 0] = np.exp(theta[..., 0])
+        out[..., 2::2] = _exponent(theta[..., 2::2])
+        out[..., 1::2] = theta[..., 1::2] + out[..., 2::2] * self.means
         return out
 
-    def bootstrap(self, best, groups, count, seed, *, distinct_rows) -> np.ndarray:
+    def bootstrap(self, best, groups, count, seed, *, distinct) -> np.ndarray:
         """[count, p] unpacked optima: sizes drawn with replacement, then seeds within each."""
         rng = np.random.default_rng(seed)
-        draws = []
-        for _ in range(count):
+        weights = np.zeros((count, len(self.log_loss)))
+        for row in weights:
             for _ in range(100):  # a draw of too few sizes has no unique optimum: draw again
                 sizes = rng.integers(len(groups), size=len(groups))
-                if len(np.unique(sizes)) >= min(distinct_rows, len(groups)):
+                if len(np.unique(sizes)) >= min(distinct, len(groups)):
                     break
-            rows = np.concatenate([rng.choice(groups[i], len(groups[i])) for i in sizes])
-            draws.append(self.unpack(self.refit(best, rows)))
-            # Where the first draws already span all exponents, the rest would change no verdict.
-            if len(draws) == FIRST_DRAWS and support.exponent_reasons(
-                *self._exponents(best, draws)
-            ):
-                break
-        return np.asarray(draws).reshape(len(draws), len(best))
-
-    def refit(self, best, rows) -> np.ndarray:
-        """The optimum on `rows` nearest to `best`, the optimum on all."""
-        return self._descend(best, rows, 150)[1]
-
-    def _exponents(self, best, draws) -> tuple[dict, dict]:
-        low, high = _quantiles(np.asarray(draws))
-        at = range(2, len(best), 2)
-        return {str(i): best[i] for i in at}, {str(i): (low[i], high[i]) for i in at}
+            for size in sizes:
+                np.add.at(row, rng.choice(groups[size], len(groups[size])), 1)
+        return self.unpack(self.refit(best, weights))
 
     def _terms(self, theta):
-        floor = np.full((len(self.u), 1), theta[0])
-        return np.concatenate([floor, theta[1::2] - theta[2::2] * self.u], axis=1)
+        """[k, n, 1 + J] logarithms of the floor and of the terms."""
+        power = theta[:, None, 1::2] - _exponent(theta[:, None, 2::2]) * self.u
+        floor = np.broadcast_to(theta[:, None, :1], (*power.shape[:2], 1))
+        return np.concatenate([floor, power], axis=-1)
+
+
+def _exponent(phi: np.ndarray) -> np.ndarray:
+    """Unbounded -> 0 to MAX_EXPONENT, so that the search needs no bounds."""
+    return support.MAX_EXPONENT * special.expit(phi)
 
 
 def _checked(inputs: dict, loss) -> tuple[list[np.ndarray], np.ndarray]:

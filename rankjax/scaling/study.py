@@ -202,6 +202,7 @@ def _requests_of(
             continue
         for size, config in enumerate(one.configs):
             rate = fit.interpolate_rate((one.values[0], one.values[-1]), *ends, one.values[size])
+            rate = float(f"{float(rate):.6g}")  # the same trial id whatever the last bits
             for budget in study.budgets:
                 for seed in study.seeds:
                     spec = study.trial(

@@ -1,7 +1,7 @@
 """When measured points cannot carry a scaling law, and which of them carry too much: in words.
 
 Every function returns sentences, none where all is well; the thresholds are the constants here.
-`problem` is fit.py's: residuals(theta) [n] and refit(best, rows) -> theta.
+`problem` is fit.py's: residuals(theta) [n], refit(best, weights [m, n]) -> [m, p], unpack.
 """
 
 import numpy as np
@@ -89,26 +89,28 @@ def outlier_warnings(
     sigma = 1.4826 * np.median(np.abs(residuals))
     far = np.flatnonzero(np.abs(residuals) > max(SIGMAS * sigma, 1e-6))
     if len(far) and len(far) <= len(rows) // 3 and len(rows) >= len(best) + 5:
+        kept = np.ones((1, len(rows)))
+        kept[0, far] = 0
+        again = problem.unpack(problem.refit(best, kept))[0]
         out.append(
             f"outliers: {_name(problem, far)} more than {SIGMAS:g} robust standard deviations off"
-            + _moved(problem, best, np.setdiff1d(rows, far), exponents, "; without them ")
+            f"; without them {_moves(problem.unpack(best), again, exponents)}"
         )
-    for row in rows if each else ():
-        moved = _moved(problem, best, np.delete(rows, row), exponents, "without it ", MOVES)
-        if moved:
-            out.append(f"the fit hangs on {_name(problem, [row])}: {moved}")
+    if each:
+        refits = problem.unpack(problem.refit(best, 1.0 - np.eye(len(rows))))
+        for row, again in zip(rows, refits):
+            if moves := _moves(problem.unpack(best), again, exponents, MOVES):
+                out.append(f"the fit hangs on {_name(problem, [row])}: without it {moves}")
     return tuple(out)
 
 
-def _moved(problem, best, rows, exponents, prefix: str, least: float = 0.0) -> str:
-    """ "alpha goes from .1 to .2 (100%)" when refitted to `rows`, for moves of at least `least`."""
-    again = problem.refit(best, rows)
-    moves = [
-        f"{name} goes from {best[i]:.3g} to {again[i]:.3g} ({abs(again[i] / best[i] - 1):.0%})"
+def _moves(before, after, exponents: dict[str, int], least: float = 0.0) -> str:
+    """ "alpha goes from .1 to .2 (100%)", for the exponents that move by more than `least`."""
+    return " and ".join(
+        f"{name} goes from {before[i]:.3g} to {after[i]:.3g} ({abs(after[i] / before[i] - 1):.0%})"
         for name, i in exponents.items()
-        if best[i] > 0 and abs(again[i] / best[i] - 1) > least
-    ]
-    return prefix + " and ".join(moves) if moves else ""
+        if before[i] > 0 and abs(after[i] / before[i] - 1) > least
+    )
 
 
 def _name(problem, rows, most: int = 8) -> str:
