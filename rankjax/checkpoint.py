@@ -5,12 +5,16 @@ to rebuild the Grain pipeline at the same place, for any number of hosts and wor
 """
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from rankjax import evaluate
 
 Tree = TypeVar("Tree")
 
@@ -64,7 +68,7 @@ def latest(folder: pathlib.Path) -> int | None:
 
 
 def restore(folder: pathlib.Path, like: Tree, step: int | None = None) -> tuple[Tree, dict]:
-    """(tree, meta) of `step` (default: the newest), with the shapes, dtypes and shardings of `like`.
+    """(tree, meta) of `step` (default: the newest), in the shapes, dtypes, shardings of `like`.
 
     Raises:
       FileNotFoundError: there is no complete step.
@@ -90,3 +94,64 @@ def restore(folder: pathlib.Path, like: Tree, step: int | None = None) -> tuple[
                 f"{list(got.shape)}, expected {want.dtype}{list(want.shape)}"
             )
     return found["state"], found["meta"]
+
+
+class Journal:
+    """A run's folder: checkpoints, predictions made before each update, and lines of metrics.
+
+    Predictions are written before the checkpoint that covers them, so that a run killed between the
+    two only leaves a part that `resume` deletes.
+    """
+
+    def __init__(self, folder: pathlib.Path | None, tasks: int):
+        self.folder, self.tasks = folder, tasks
+        self.scored: list[tuple[np.ndarray, np.ndarray]] = []
+        self.saved_step, self.saved_parts = 0, 0
+        self.meta: dict[str, Any] = {}
+        self.board = None
+
+    def resume(self, state: Any, meta: dict[str, Any]) -> Any:
+        self.meta = meta
+        (self.folder / "progressive").mkdir(parents=True, exist_ok=True)
+        if latest(self.folder / "checkpoints") is not None:
+            state, found = restore(self.folder / "checkpoints", state)
+            if found != meta:
+                raise ValueError(f"{self.folder}: found a run of {found}, expected {meta}")
+        step = int(state.step)
+        for part in sorted((self.folder / "progressive").glob("*.npz")):
+            if int(part.stem.split("-")[1]) > step:
+                part.unlink()
+                continue
+            with np.load(part, allow_pickle=False) as saved:
+                self.scored.append((saved["impression"], saved["logits"]))
+        self.saved_step, self.saved_parts = step, len(self.scored)
+        lines = self.folder / "metrics.jsonl"
+        if lines.exists():
+            kept = [x for x in lines.read_text().splitlines() if json.loads(x)["step"] <= step]
+            lines.write_text("".join(f"{x}\n" for x in kept))
+        from tensorboardX import SummaryWriter  # imported late: it costs half a second
+
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        return state
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        with (self.folder / "metrics.jsonl").open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name != "step":
+                self.board.add_scalar(name, value, line["step"])
+
+    def save(self, state: Any) -> None:
+        if self.folder is None or state is None or int(state.step) == self.saved_step:
+            return
+        step = int(state.step)
+        new = evaluate.Scored.of(self.scored[self.saved_parts :], self.tasks)
+        part = self.folder / "progressive" / f"{self.saved_step:08d}-{step:08d}.npz"
+        with part.with_suffix(".tmp").open("wb") as f:
+            np.savez(f, impression=new.impression, logits=new.logits)
+        part.with_suffix(".tmp").rename(part)
+        save(self.folder / "checkpoints", step, state, self.meta)
+        self.board.flush()
+        self.saved_step, self.saved_parts = step, len(self.scored)

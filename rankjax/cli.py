@@ -13,7 +13,7 @@ import rich
 import rich.table
 import tyro
 
-from rankjax import bench, doctor, evaluate, optim, train
+from rankjax import bench, doctor, train
 from rankjax.data import event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.scaling import presets, report, study, trial, workers

@@ -96,7 +96,7 @@ def labels_of(log: event_log.EventLog, impression: np.ndarray) -> tuple[np.ndarr
 def summarize(log: event_log.EventLog, scored: Scored) -> dict[str, Any]:
     """Every metric of every task, with users and requests joined from the log.
 
-    Returns what `metrics.summarize` returns; an undefined metric is None, with the reason beside it.
+    Returns what `metrics.summarize` returns; an undefined metric is None, its reason beside it.
     """
     labels, weights = labels_of(log, scored.impression)
     return metrics.summarize(

@@ -30,9 +30,9 @@ ELEMENTWISE = _names(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz cos cosh digamma
     div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
-    log1p logistic lt max min mul ne neg nextafter not or population_count pow rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
-    sub tan tanh xor
+    log1p log2 logistic lt max min mul ne neg nextafter not or population_count pow reciprocal rem
+    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub
+    tan tanh xor
     """
 )
 
@@ -46,31 +46,25 @@ READING = _names(
 )
 
 # 1 per element of the updates.
-ADDING_SCATTERS = frozenset(
-    {"scatter-add", "scatter_add", "scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul"}
-    | {"scatter-min", "scatter_min", "scatter-max", "scatter_max"}
-)
+ADDING_SCATTERS = _names("scatter-add scatter-sub scatter-mul scatter-min scatter-max")
 
 FREE = _names(
     """
-    all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type broadcast
-    broadcast_in_dim concatenate convert_element_type copy copy_p create_token debug_callback
-    debug_print device_put dynamic_slice dynamic_update_slice empty empty2 expand_dims gather iota
-    layout_constraint mesh_cast name optimization_barrier pad pcast platform_index pmax pmin
-    ppermute psum psum2 psum_invariant pvary random_bits random_clone random_fold_in random_seed
+    after_all all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type
+    broadcast_in_dim concatenate convert_element_type copy create_token dce_sink debug_callback
+    debug_print device_put dynamic_slice dynamic_update_slice empty empty2 gather iota
+    layout_constraint name optimization_barrier pad philox2x32 philox4x32 platform_index pmax pmin
+    ppermute psum psum_invariant pvary random_bits random_clone random_fold_in random_seed
     random_split random_unwrap random_wrap reduce_precision reduce_scatter reshape reshard rev
-    rng_bit_generator scatter sharding_constraint slice split squeeze
-    stop_gradient threefry2x32 tile transpose
+    rng_bit_generator rng_uniform scatter sharding_constraint slice split squeeze stack
+    stop_gradient threefry2x32 threefry4x32 tie tile transpose unstack zeros_like
     """
 )
 
 # Calls, and where their jaxpr is.
 CALLS = {
-    **dict.fromkeys(("pjit", "jit", "checkpoint", "remat", "remat2"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call", "core_closed_call", "call"), "call_jaxpr"),
-    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "shard_map": "jaxpr",
+    **dict.fromkeys(("jit", "pjit", "checkpoint", "remat2", "composite", "shard_map"), "jaxpr"),
+    **dict.fromkeys(("call", "closed_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
 }
 
 
@@ -145,6 +139,10 @@ def _count_equation(eqn: Any, trips: Iterator[int]) -> collections.Counter[str]:
         n = _convolution(eqn)
     elif name in ELEMENTWISE:
         n = _size(eqn.outvars[0])
+    elif name == "polynomial":  # Horner: operands are x and the degree + 1 coefficients
+        n = 2 * (len(eqn.invars) - 2) * _size(eqn.outvars[0])
+    elif name == "one_minus_square":
+        n = 2 * _size(eqn.outvars[0])
     elif name in READING:
         n = _size(eqn.invars[0])
     elif name in ADDING_SCATTERS:

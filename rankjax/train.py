@@ -6,7 +6,6 @@ parameters and the looked-up unique rows, so its cost does not depend on the siz
 
 import dataclasses
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -85,7 +84,7 @@ def build_model(model_config: Any) -> nn.Module:
 
 
 def program(model_config: Any, schema: Schema, config: TrainConfig) -> Program:
-    """The jitted step and scorer, shared by all trials that differ in rates, seed or budget only."""
+    """The jitted step and scorer, shared by trials that differ in rates, seed or budget only."""
     still = dataclasses.replace(config.optimizer, learning_rate=1.0)
     tables = dataclasses.replace(
         config.tables, init_std=1.0, learning_rate=1.0, bias_learning_rate=1.0
@@ -188,9 +187,7 @@ def init(model_config: Any, schema: Schema, config: TrainConfig, batch: Batch) -
         dense_key, table_key = jax.random.split(key)
         tables = embedding.init(table_key, schema, config.tables)
         ids = embedding.deduplicate(prog.layout, batch)
-        features, _ = embedding.features(
-            prog.layout, embedding.gather(tables, ids), ids, batch
-        )
+        features, _ = embedding.features(prog.layout, embedding.gather(tables, ids), ids, batch)
         keys = {"params": dense_key, "dropout": dense_key}
         params = nn.unbox(prog.model.init(keys, features, train=False))["params"]
         return State(
@@ -209,7 +206,7 @@ def init(model_config: Any, schema: Schema, config: TrainConfig, batch: Batch) -
 def batches(
     log: event_log.EventLog, config: TrainConfig, chosen: samples.Samples
 ) -> loader.Batches:
-    """The batches of one pass: as many samples each as hold `config.batch` impressions on average."""
+    """The batches of one pass; each holds `config.batch` impressions on average."""
     size = loader.batch_samples_for(chosen, config.batch)
     return loader.Batches(log, chosen, batch_samples=size, order=config.order, seed=config.seed)
 
@@ -247,7 +244,7 @@ def run(
     """
     epoch = batches(log, config, train_samples)
     state = start_from or init(model_config, log.schema, config, epoch[0])
-    journal = _Journal(folder, config, len(log.schema.tasks))
+    journal = checkpoint.Journal(folder, len(log.schema.tasks))
     if folder is not None:
         state = journal.resume(state, {"seed": config.seed, "steps": len(epoch)})
     loop = _Loop(program(model_config, log.schema, config), config, epoch, journal, on_step)
@@ -298,9 +295,7 @@ class _Loop:
             self._count(batch)
             share = float(multiplier(step))
             rates = {name: np.float32(peak * share) for name, peak in peaks.items()}
-            self.state, out = self.prog.step(
-                self.state, batch.without_impression(), rates, key
-            )
+            self.state, out = self.prog.step(self.state, batch.without_impression(), rates, key)
             self.pending.append((step, batch.impression, out))
             if step == first:
                 out["loss"].block_until_ready()
@@ -352,64 +347,3 @@ class _Loop:
                 "steps_per_second": (step + 1 - self.first) / max(elapsed, 1e-9),
             }
         )
-
-
-class _Journal:
-    """A run's folder: checkpoints, predictions made before each update, and lines of metrics.
-
-    Predictions are written before the checkpoint that covers them, so that a run killed between the
-    two only leaves a part that `resume` deletes.
-    """
-
-    def __init__(self, folder: pathlib.Path | None, config: TrainConfig, tasks: int):
-        self.folder, self.config, self.tasks = folder, config, tasks
-        self.scored: list[tuple[np.ndarray, np.ndarray]] = []
-        self.saved_step, self.saved_parts = 0, 0
-        self.meta: dict[str, Any] = {}
-        self.board = None
-
-    def resume(self, state: State, meta: dict[str, Any]) -> State:
-        self.meta = meta
-        (self.folder / "progressive").mkdir(parents=True, exist_ok=True)
-        if checkpoint.latest(self.folder / "checkpoints") is not None:
-            state, found = checkpoint.restore(self.folder / "checkpoints", state)
-            if found != meta:
-                raise ValueError(f"{self.folder}: found a run of {found}, expected {meta}")
-        step = int(state.step)
-        for part in sorted((self.folder / "progressive").glob("*.npz")):
-            if int(part.stem.split("-")[1]) > step:
-                part.unlink()
-                continue
-            with np.load(part, allow_pickle=False) as saved:
-                self.scored.append((saved["impression"], saved["logits"]))
-        self.saved_step, self.saved_parts = step, len(self.scored)
-        lines = self.folder / "metrics.jsonl"
-        if lines.exists():
-            kept = [x for x in lines.read_text().splitlines() if json.loads(x)["step"] <= step]
-            lines.write_text("".join(f"{x}\n" for x in kept))
-        from tensorboardX import SummaryWriter  # imported late: it costs half a second
-
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        return state
-
-    def write(self, line: dict[str, Any]) -> None:
-        if self.folder is None:
-            return
-        with (self.folder / "metrics.jsonl").open("a") as f:
-            f.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            if name != "step":
-                self.board.add_scalar(name, value, line["step"])
-
-    def save(self, state: State | None) -> None:
-        if self.folder is None or state is None or int(state.step) == self.saved_step:
-            return
-        step = int(state.step)
-        new = evaluate.Scored.of(self.scored[self.saved_parts :], self.tasks)
-        part = self.folder / "progressive" / f"{self.saved_step:08d}-{step:08d}.npz"
-        with part.with_suffix(".tmp").open("wb") as f:
-            np.savez(f, impression=new.impression, logits=new.logits)
-        part.with_suffix(".tmp").rename(part)
-        checkpoint.save(self.folder / "checkpoints", step, state, self.meta)
-        self.board.flush()
-        self.saved_step, self.saved_parts = step, len(self.scored)

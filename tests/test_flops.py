@@ -195,8 +195,14 @@ def test_while_loops_want_a_trip_count():
         (lambda x, y: jnp.concatenate([x.T, y]).reshape(-1)[::2], [(3, 5), (4, 3)], {}),
         (lambda x: jnp.broadcast_to(x[:, None], (3, 4)).astype(jnp.bfloat16), [(3,)], {}),
         (lambda x, y: jnp.outer(x, y), [(3,), (4,)], {"mul": 12}),
+        (lambda x: jnp.stack([jnp.tile(x, 2), jnp.zeros(10)]), [(5,)], {}),
+        (
+            lambda x, y: jnp.where(x[:, 0] > 0, y, -y),
+            [(3, 2), (3,)],
+            {"gt": 3, "neg": 3, "select_n": 3},
+        ),
     ],
-    ids=["exp", "sum", "cumsum", "moves", "broadcast", "outer"],
+    ids=["exp", "sum", "cumsum", "moves", "broadcast", "outer", "stack", "where"],
 )
 def test_what_a_primitive_counts(fn, shapes, want):
     assert flops.count(fn, *(f32(*s) for s in shapes)).by_primitive == want

@@ -21,7 +21,7 @@ TESTS_WITHOUT_FILE = {
     "test_notebooks.py": "colab/",
     "test_experiments.py": "experiments/",
     "test_readme.py": "README.md and docs/",
-    "models/test_all.py": "what every architecture must hold, one suite for all of them",
+    "models/test_all_models.py": "what every architecture must hold, one suite for all of them",
 }
 # Files of rankjax/ that have no test of their own, each with its reason.
 FILES_WITHOUT_TEST: dict[str, str] = {}

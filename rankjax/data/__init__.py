@@ -1,1 +1,1 @@
-"""From what happened (a log on disk) to batches: event_log -> samples -> loader, and the sources."""
+"""From what happened to batches: columns -> event_log -> samples -> loader, and the sources."""

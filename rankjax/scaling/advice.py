@@ -29,34 +29,32 @@ def advise(found: findings.Findings, metric: str = "ne") -> dict:
         return {**nothing, "sentence": sentence, "reasons": [why]}
     winner, lost = _winner(found, names, metric)
     axes = {name: _axes(found, name, metric) for name in names}
-    chosen = [winner] if winner else [name for name in names if axes[name]["decided"]]
-    reasons = [] if winner or len(names) < 2 else [lost]
-    if not winner and len(names) == 1:
-        chosen = names
+    chosen = [winner] if winner else [n for n in names if axes[n]["decided"] or len(names) == 1]
+    reasons = [lost] if lost else []
+    reasons += [f"{n}: {axes[n]['reason']}" for n in chosen or names if axes[n]["reason"]]
     parts = [_axis_words(name, axes[name], metric) for name in chosen if axes[name]["axes"]]
-    reasons += [f"{n}: {axes[n]['reason']}" for n in chosen or names if not axes[n]["decided"]]
-    if winner and len(names) > 1:
+    if winner:
         rivals = ", ".join(n for n in names if n != winner)
-        lead = f"Scale {winner}: in the training FLOPs that both cover it is ahead of {rivals}"
-        tail = f"; {'; '.join(parts)}." if parts else "; along which axis is open: "
-        sentence = lead + (tail if parts else tail + axes[winner]["reason"] + ".")
+        lead = f"Scale {winner}, which is ahead of {rivals} in the training FLOPs that both cover; "
+        sentence = lead + (parts[0] if parts else f"which axis is open: {axes[winner]['reason']}")
     elif parts:
         lead = "" if len(names) == 1 else "No architecture is decidedly ahead; "
-        sentence = lead + "; ".join(parts) + "."
-        sentence = sentence[0].upper() + sentence[1:]
+        sentence = lead + "; ".join(parts)
     else:
         why = "; ".join(reasons) or "there is no final trial with a test NE"
         return {**nothing, "sentence": f"The fits support no advice: {why}.", "reasons": reasons}
     named = winner or (chosen[0] if len(chosen) == 1 else None)
     return {
-        "sentence": sentence, "supported": True, "architecture": named, "reasons": reasons,
-        "axes": axes[named]["axes"] if named else [],
+        "sentence": sentence[0].upper() + sentence[1:] + ".", "supported": True,
+        "architecture": named, "axes": axes[named]["axes"] if named else [], "reasons": reasons,
     }  # fmt: skip
 
 
 def _winner(found, names, metric) -> tuple[str | None, str]:
     """The architecture that beats every other, or None and why."""
     rows = [c for c in found.comparisons if c["metric"] == metric]
+    if not rows:
+        return None, ""
     for name in names:
         mine = [c for c in rows if name in (c["a"], c["b"])]
         wins = [
@@ -76,41 +74,53 @@ def _winner(found, names, metric) -> tuple[str | None, str]:
 
 
 def _axes(found, name: str, metric: str) -> dict:
-    """The axes of one architecture that pay, and whether their lead is decided."""
+    """The axes of one architecture that pay, and whether their lead is decided.
+
+    size: where the data lead, the size axis next to them, if it too pays and overlaps none.
+    """
     ranking = found.rankings.get((name, metric), [])
+    out = {"axes": [], "decided": False, "first": None, "size": None, "only": False, "reason": ""}
     if not ranking:
-        return {"axes": [], "decided": False, "reason": "no axis has two sizes", "first": None}
-    first = ranking[0]
-    slope = first["slope"]
-    out = {"axes": [], "decided": False, "first": slope, "reason": ""}
+        return {**out, "reason": "no axis has two sizes"}
+    first, rest = ranking[0], ranking[1:]
+    slope = out["first"] = first["slope"]
     if slope.better <= 0:
         why = slope.method if slope.low is None else "its interval includes 0"
-        what = f"{METRICS[metric]} along {AXES.get(slope.axis, slope.axis)}"
-        return {**out, "reason": f"the steepest slope, {what}, is not decided ({why})"}
-    if len(ranking) == 1:
-        return {**out, "axes": [slope.axis], "decided": True}
-    rest = {r["slope"].axis: r["slope"] for r in ranking[1:]}
-    same = [axis for axis in first["overlap"] if rest[axis].better > 0]
-    unknown = [axis for axis in first["overlap"] if rest[axis].better <= 0]
+        return {**out, "reason": f"even the steepest slope, along {slope.axis}, is open ({why})"}
+    other = {r["slope"].axis: r["slope"] for r in rest}
+    out["axes"] = [slope.axis] + [a for a in first["overlap"] if other[a].better > 0]
+    if not first["overlap"]:
+        paying = rest and slope.axis == "data" and rest[0]["slope"].better > 0
+        size = rest[0]["slope"] if paying and not rest[0]["overlap"] else None
+        return {**out, "decided": True, "only": not rest, "size": size}
     reason = f"the intervals of {', '.join([slope.axis, *first['overlap']])} overlap"
+    unknown = [axis for axis in first["overlap"] if other[axis].better <= 0]
     if unknown:
         reason += f", and {', '.join(unknown)} may gain nothing"
-    decided = not first["overlap"]
-    return {**out, "axes": [slope.axis, *same], "decided": decided, "reason": reason}
+    return {**out, "reason": reason}
 
 
 def _axis_words(name: str, axes: dict, metric: str) -> str:
-    slope = axes["first"]
-    verb = "lowers" if slopes.lower_is_better(metric) else "raises"
-    size = (
-        f"each doubling of training FLOPs along {slope.axis} ({AXES.get(slope.axis, slope.axis)}) "
-        f"{verb} its test {METRICS[metric]} by {abs(slope.per_doubling):.4f} "
-        f"({_span(slope)})"
+    """ "for hstu, more of S (the history length) pays most: ..." """
+    slope, verb = axes["first"], "lowers" if slopes.lower_is_better(metric) else "raises"
+    amount = (
+        f"each doubling of training FLOPs along it {verb} the test {METRICS[metric]} by "
+        f"{abs(slope.per_doubling):.4f} ({_span(slope)})"
     )
-    if axes["decided"]:
-        many = "" if len(axes["axes"]) == 0 else ", more than along any other axis tried"
-        return f"{name}: {size}{many}"
-    return f"{name}: {size}, though {axes['reason']}"
+    what = _axis(slope.axis)
+    if not axes["decided"]:
+        return f"for {name}, {what} has the steepest slope: {amount}, though {axes['reason']}"
+    if axes["only"]:
+        return f"for {name}, {what}, the only axis tried, pays: {amount}"
+    second = axes["size"]
+    if second is None:
+        return f"for {name}, {what} pays most: {amount}"
+    size = f"{_axis(second.axis)} ({abs(second.per_doubling):.4f})"
+    return f"for {name}, {what} pays most: {amount}; among its sizes it is {size}"
+
+
+def _axis(axis: str) -> str:
+    return AXES[axis] + ("" if axis == "data" else f" ({axis})") if axis in AXES else axis
 
 
 def _span(slope: slopes.Slope) -> str:
@@ -148,13 +158,12 @@ def warnings(found: findings.Findings) -> list[str]:
             f"{found.dropped} final trial(s) are left out: test NE or FLOPs undefined (a diverged "
             "run, or an evaluation split with one class only)."
         )
-    for column, name in (("test_auc", "AUC"),):
-        lost = found.final.filter(~findings.finite(column)).height
-        if lost:
-            out.append(f"Test {name} is undefined in {lost} of {found.final.height} final trials.")
+    lost = found.final.filter(~findings.finite("test_auc")).height
+    if lost:
+        out.append(f"Test AUC is undefined in {lost} of {found.final.height} final trials.")
     out += _design_warnings(found) + _sweep_warnings(found)
     for curve in found.curves:
-        if curve.power is not None and curve.metric == "ne":
+        if curve.power is not None and curve.power.ok:
             where = f"{curve.architecture}, {curve.axis} ({curve.label})"
             out += [f"Power law of {where}: {w}" for w in curve.power.warnings]
     for name, joint in found.joints.items():

@@ -108,7 +108,7 @@ def analyse(results: polars.DataFrame, *, baseline="dlrm_mlp", bootstrap: int = 
             for m, cells in envelope.items()
             if len(cells)
         },
-        joints={n: _joint(usable.filter(polars.col("architecture") == n), bootstrap) for n in names},
+        joints={name: _joint(usable, name, bootstrap) for name in names},
         rankings={
             (n, m): slopes.rank_axes([s for s in found if s.architecture == n and s.metric == m])
             for n in names for m in METRICS
@@ -274,12 +274,13 @@ def _rows_of(final: polars.DataFrame, cells: polars.DataFrame) -> polars.DataFra
     return unique.join(keys, on=[*SIZE, "budget"], how="semi", nulls_equal=True)
 
 
-def _joint(rows: polars.DataFrame, bootstrap: int) -> fit.Joint:
+def _joint(final: polars.DataFrame, architecture: str, bootstrap: int) -> fit.Joint:
+    rows = final.filter(polars.col("architecture") == architecture)
     rows = rows.unique("trial", maintain_order=True)
     rows = rows.filter(finite("dense_params") & finite("samples"))
     rows = rows.filter(polars.col("dense_params") > 0, polars.col("samples") > 0)
     columns = (rows[c].to_numpy() for c in ("dense_params", "samples", "test_ne"))
-    return fit.joint(*columns, bootstrap=min(bootstrap, 100))
+    return fit.joint(*columns, bootstrap=bootstrap)
 
 
 def _slopes(final: polars.DataFrame) -> list[slopes.Slope]:

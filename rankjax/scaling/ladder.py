@@ -33,7 +33,9 @@ def architecture_of(config: Any) -> str:
     for name, cls in models.MODELS.items():
         if type(config) is cls.__dataclass_fields__["config"].type:
             return name
-    raise ValueError(f"found a {type(config).__name__}, expected a Config of {sorted(models.MODELS)}")
+    raise ValueError(
+        f"found a {type(config).__name__}, expected a Config of {sorted(models.MODELS)}"
+    )
 
 
 def along(base: Any, **values: tuple[int, ...]) -> Ladder:
@@ -47,7 +49,8 @@ def along(base: Any, **values: tuple[int, ...]) -> Ladder:
     axes = type(base).axes
     if len(values) != 1 or (field := next(iter(values))) not in axes.values():
         raise ValueError(
-            f"ladder of {name}: found fields {sorted(values)}, expected one of {sorted(axes.values())}"
+            f"ladder of {name}: found fields {sorted(values)}, expected one of "
+            f"{sorted(axes.values())}"
         )
     sizes = tuple(values[field])
     if not sizes or list(sizes) != sorted(set(sizes)):

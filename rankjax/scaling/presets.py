@@ -16,9 +16,16 @@ SEQUENCE = ("hstu",)  # architectures that take window samples
 # models' own files.
 SMALL = {
     "dlrm_mlp": dlrm.Config(layers=2, width=32, pooling=("mean",)),
-    "dcnv2_din": dcnv2.Config(layers=2, width=32, rank=16, pooling=("target",)),
+    "dcnv2_din": dcnv2.Config(
+        layers=2, width=32, rank=16, pooling=("target",), attention_hidden=(16,)
+    ),
     "rankmixer": rankmixer.Config(
-        tokens=8, layers=2, width=16, expansion=2, pooling=("mean", "target")
+        tokens=8,
+        layers=2,
+        width=16,
+        expansion=2,
+        pooling=("mean", "target"),
+        attention_hidden=(16,),
     ),
     "hstu": hstu.Config(history=50, layers=2, width=16, heads=2, position_init="recency"),
 }

@@ -10,22 +10,20 @@ a killed study goes on where it stopped, and several processes or hosts may work
 trial is claimed by a lock on its folder that the system frees when its holder dies.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import polars as pl
 
 from rankjax import train
 from rankjax.data import event_log, samples
-from rankjax.scaling import fit, ladder, trial
+from rankjax.scaling import fit, folders, ladder, trial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,24 +242,21 @@ def open_folder(study: Study, folder: pathlib.Path) -> event_log.EventLog:
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"study": study.describe(), "log": log.fingerprint}
     path = folder / "study.json"
-    with _locked(folder / "study.lock"):
+    with folders.locked(folder / "study.lock"):
         if not path.exists():
             text = json.dumps({**asked, "command": study.command}, indent=1)
-            _write_atomically(path, text.encode())
+            folders.write_atomically(path, text.encode())
             return log
     found = json.loads(path.read_text())
-    for part in asked:
-        if found[part] != asked[part]:
-            keys = sorted(
-                k
-                for k in {*found[part], *asked[part]}
-                if found[part].get(k) != asked[part].get(k)
-            )
+    for part, want in asked.items():
+        have = found[part]
+        if have != want:
+            keys = sorted(k for k in {*have, *want} if have.get(k) != want.get(k))
             first = keys[0]
             raise ValueError(
                 f"{path}: another {part} lies here; {', '.join(keys)} differ: found "
-                f"{first}={found[part].get(first)}, expected {asked[part].get(first)}. Use another "
-                "folder, or the settings of this one."
+                f"{first}={have.get(first)}, expected {want.get(first)}. Use another folder, or "
+                "the settings of this one."
             )
     return log
 
@@ -295,7 +290,7 @@ def write_tables(
     study: Study, folder: pathlib.Path, params: Callable[[Any], int]
 ) -> tuple[pl.DataFrame, bool]:
     """Writes results.parquet and timing.parquet from all finished trials; (results, complete)."""
-    with _locked(folder / "study.lock"):
+    with folders.locked(folder / "study.lock"):
         rows, timings = load_rows(folder)
         wanted, complete = requests(study, rows, params)
         table = []
@@ -355,7 +350,7 @@ def work(
         queue = sorted(todo.values(), key=lambda r: (r.trial.model != last, r.test))
         for request in queue:
             home = folder / "trials" / request.trial.id
-            with _claimed(home) as mine:
+            with folders.claimed(home) as mine:
                 if mine and missing(request, load_rows(folder)[0]):
                     if on_trial:
                         on_trial(len(rows), len({r.trial.id for r in wanted}), request.trial.id)
@@ -379,33 +374,4 @@ def _finish(
     if path.exists():  # trained for a choice before, only evaluated now
         timing = {**json.loads(path.read_text())["timing"], "seconds_eval": timing["seconds_eval"]}
     text = json.dumps({"result": result, "timing": timing}, indent=1)
-    _write_atomically(path, text.encode())
-
-
-def _write_atomically(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    with path.open("a") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _claimed(home: pathlib.Path) -> Iterator[bool]:
-    """True if this process alone now holds the trial's folder; the system frees it on death."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("a") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    folders.write_atomically(path, text.encode())

@@ -68,7 +68,10 @@ def exponent_reasons(exponents: dict[str, float], intervals: dict) -> tuple[str,
             continue
         low, high = intervals[name]
         if low <= MIN_EXPONENT:
-            out.append(f"the interval of {name}, {low:.3g} to {high:.3g}, includes 0")
+            out.append(
+                f"the interval of {name}, {low:.3g} to {high:.3g}, reaches 0: a straight line in "
+                "the logarithm describes these points as well"
+            )
         elif high - low > MAX_SPAN * value:
             out.append(
                 f"the interval of {name}, {low:.3g} to {high:.3g}, is wider than "

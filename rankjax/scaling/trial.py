@@ -176,7 +176,7 @@ def sizes(spec: Trial, schema: Schema, batches: loader.Batches) -> dict[str, Any
     one_time = batches.samples.one_time
     per_sample = forward_flops(config, schema, spec.training.tables.width, one_time)
     shapes = np.array([batches.shape(step) for step in range(len(batches))])
-    padded = np.repeat(shapes, batches.batch_samples, axis=0).T  # (S, C) of every row of every batch
+    padded = np.repeat(shapes, batches.batch_samples, axis=0).T  # (S, C) of each row
     flops_valid = 3 * float(per_sample((history, candidates)).sum()) / valid
     return {
         "dense_params": dense_params(config, schema, spec.training.tables.width),

@@ -174,9 +174,7 @@ def test_windows_are_taken_or_refused(name):
             scorer(name)(batch)
 
 
-WINDOWED = pytest.mark.parametrize(
-    "name", [k for k in sorted(CONFIGS) if models.MODELS[k].windows]
-)
+WINDOWED = pytest.mark.parametrize("name", [k for k in sorted(CONFIGS) if models.MODELS[k].windows])
 
 
 def window() -> Batch:

@@ -58,9 +58,9 @@ def test_choices_are_made_on_validation_and_interpolated():
     wanted = complete(ask(seeds=(0, 1), budgets=(100, 200)), loss)
     final = [r for r in wanted if r.stage == "final"]
     assert len(final) == (3 + 2) * 2 * 2
-    assert {(r.trial.training.tables.learning_rate, r.trial.training.tables.init_std) for r in final} == {
-        (0.1, 0.01)
-    }
+    assert {
+        (r.trial.training.tables.learning_rate, r.trial.training.tables.init_std) for r in final
+    } == {(0.1, 0.01)}
     rates = {
         r.trial.model.width: r.trial.training.optimizer.learning_rate
         for r in final
@@ -101,7 +101,9 @@ def test_trial_ids_name_what_decides_the_outcome():
     )
     ids = {trial(**o).id for o in ({}, {"rate": 2e-3}, {"seed": 1}, {"budget": 8}, {"std": 0.2})}
     assert len(ids) == 5
-    quiet = dataclasses.replace(trial(), training=dataclasses.replace(trial().training, log_every=7))
+    quiet = dataclasses.replace(
+        trial(), training=dataclasses.replace(trial().training, log_every=7)
+    )
     assert quiet.id == trial().id
 
 
@@ -165,13 +167,6 @@ def test_a_diverged_trial_is_a_row(log, tmp_path):
     assert study.work(asked, tmp_path)
     row = pl.read_parquet(tmp_path / "results.parquet").to_dicts()[0]
     assert "expected finite numbers" in row["failed"] and row["test_ne"] is None
-
-
-def test_two_processes_never_train_one_trial_twice(tmp_path):
-    with study._claimed(tmp_path / "t") as first, study._claimed(tmp_path / "t") as second:
-        assert first and not second
-    with study._claimed(tmp_path / "t") as again:
-        assert again
 
 
 def _work(asked, folder):
