@@ -155,3 +155,8 @@ class Journal:
         save(self.folder / "checkpoints", step, state, self.meta)
         self.board.flush()
         self.saved_step, self.saved_parts = step, len(self.scored)
+
+    def close(self) -> None:
+        """Ends the thread that writes TensorBoard files."""
+        if self.board is not None:
+            self.board.close()

@@ -99,7 +99,7 @@ def train_one(
     layers: int | None = None,
     width: int | None = None,
     budget: int | None = None,
-    config: train.TrainConfig = train.TrainConfig(),  # noqa: B008 (frozen)
+    config: Annotated[train.TrainConfig, tyro.conf.arg(name="")] = train.TrainConfig(),  # noqa: B008
     test: bool = False,
     json: bool = False,
 ) -> None:
@@ -246,17 +246,19 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
 def main(argv: list[str] | None = None) -> None:
     """Runs one command. Mistakes of the caller end with one line on stderr and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
-    config = (tyro.conf.OmitArgPrefixes,)
-    if not argv or argv[0] not in COMMANDS:
-        _usage()
-        sys.exit(0 if argv[:1] in ([], ["--help"], ["-h"]) else 2)
+    if argv[:1] in ([], ["--help"], ["-h"]):
+        print(_usage())
+        sys.exit(0)
+    if argv[0] not in COMMANDS:
+        print(f"{_usage()}\n\nrankjax: found command {argv[0]!r}", file=sys.stderr)
+        sys.exit(2)
     command, rest = COMMANDS[argv[0]], argv[1:]
     prog = f"rankjax {argv[0]}"
     try:
         if callable(command):
-            tyro.cli(command, prog=prog, args=rest, config=config)
+            tyro.cli(command, prog=prog, args=rest)
         else:
-            tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest, config=config)
+            tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
     except (ValueError, FileNotFoundError) as error:
         print(f"rankjax: {error}", file=sys.stderr)
         sys.exit(2)
@@ -265,10 +267,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _usage() -> None:
+def _usage() -> str:
     lines = [f"{__doc__}", "usage: rankjax COMMAND [--help]", ""]
     for name, command in COMMANDS.items():
         for sub, function in {"": command}.items() if callable(command) else command.items():
             first = (function.__doc__ or "").strip().splitlines()[0]
             lines.append(f"  {name + ' ' + sub:<18} {first}")
-    print("\n".join(lines))
+    return "\n".join(lines)

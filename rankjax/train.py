@@ -254,6 +254,8 @@ def run(
         loop.flush()
         journal.save(loop.state)
         raise
+    finally:
+        journal.close()
     progressive = evaluate.Scored.of(journal.scored, len(log.schema.tasks))
     return Run(
         state,

@@ -14,13 +14,14 @@ import numpy as np
 
 ARMIJO, WOLFE = 1e-4, 0.9
 TRIALS = 40  # of one line search
-GAIN = 1e-12  # relative decrease below which a step counts as none
-PATIENCE = 3  # such steps in a row end a descent
+PATIENCE = 3  # steps without gain in a row end a descent
 
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def minimise(function: Objective, start, *, steps: int = 500) -> tuple[np.ndarray, np.ndarray]:
+def minimise(
+    function: Objective, start, *, steps: int = 500, gain: float = 1e-12
+) -> tuple[np.ndarray, np.ndarray]:
     """Minimises m functions of p parameters, each from its own start.
 
     Args:
@@ -28,6 +29,7 @@ def minimise(function: Objective, start, *, steps: int = 500) -> tuple[np.ndarra
         named by `which`, entries of range(m).
       start: [m, p], float64.
       steps: the most BFGS steps of one descent.
+      gain: relative decrease below which a step counts as none; three such in a row end a descent.
     Returns: (theta [m, p], values [m]), the best point seen of each; never above the start's value.
     """
     theta = np.array(start, np.float64)
@@ -56,7 +58,7 @@ def minimise(function: Objective, start, *, steps: int = 500) -> tuple[np.ndarra
         change = new_gradient - gradient[active]
         _update(inverse, fresh, active, step, change)
         gained = value[active] - new_value
-        small = gained <= GAIN * np.abs(value[active])
+        small = gained <= gain * np.abs(value[active])
         # A failed search from a stale Hessian deserves one more from the gradient.
         stuck = length == 0
         inverse[active[stuck]], fresh[active[stuck]] = np.eye(p), True

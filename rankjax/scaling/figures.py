@@ -25,6 +25,9 @@ TITLES = {
 }
 
 
+COUNTS = (TITLES["dense_params"], TITLES["samples"])  # shown as 20k, 3M
+
+
 def text(value) -> str:
     """Any text from data, safe inside a label."""
     return html.escape(str(value))
@@ -72,11 +75,8 @@ def quality(found: findings.Findings, metric: str, x: str) -> go.Figure:
                 hoverinfo="skip",
             )
         )
-    if metric == "ne" and found.oracle_ne is not None:
-        label = f"oracle {found.oracle_ne:.4f}"
-        figure.add_hline(
-            y=found.oracle_ne, line={"color": GREY, "dash": "dash"}, annotation_text=label
-        )
+    if metric == "ne" and found.oracle_ne is not None and len(cells):
+        _oracle(figure, found.oracle_ne, cells[column].min(), cells[column].max())
     return figure
 
 
@@ -199,6 +199,7 @@ def rates(found: findings.Findings, architecture: str) -> go.Figure:
     """Validation NE against the learning rate, a line a swept size; the best is a star."""
     figure = _figure(TITLES["learning_rate"], "validation NE", log_x=True, height=320)
     own = [r for r in found.rates if r["architecture"] == architecture]
+    _ticks(figure, {rate for row in own for rate in row["rates"]})
     for row, color in zip(own, COLORS * (1 + len(own) // len(COLORS))):
         label = text(f"{row['axis']} = {_plain(row['axis_value'])}")
         edge = f" ({row['edge']} tried)" if row["edge"] else ""
@@ -238,6 +239,7 @@ def tables(found: findings.Findings, architecture: str) -> go.Figure:
     """Validation NE against the table rate, a line an embedding scale."""
     figure = _figure("table learning rate", "validation NE", log_x=True, height=320)
     row = next(r for r in found.tables if r["architecture"] == architecture)
+    _ticks(figure, {r["table_learning_rate"] for r in row["tried"]})
     scales = sorted({r["embedding_std"] for r in row["tried"] if r["embedding_std"] is not None})
     for scale, color in zip(scales, COLORS):
         own = [r for r in row["tried"] if r["embedding_std"] == scale]
@@ -251,6 +253,17 @@ def tables(found: findings.Findings, architecture: str) -> go.Figure:
             )
         )
     return figure
+
+
+def _oracle(figure, oracle: float, low: float, high: float) -> None:
+    """A line at the oracle's NE, or words where a line would squeeze all points together."""
+    label = f"oracle NE {oracle:.4f}"
+    if low - oracle <= high - low:
+        line = {"color": GREY, "dash": "dash"}
+        figure.add_hline(y=oracle, line=line, annotation_text=label)
+        return
+    note = {"xref": "paper", "yref": "paper", "x": 0.01, "y": 0.02, "showarrow": False}
+    figure.add_annotation(text=f"{label}, {low - oracle:.4f} below the best point", **note)
 
 
 def _law(figure, curve: findings.Curve, color: str, *, legend: bool) -> None:
@@ -302,6 +315,12 @@ def _cell_text(row: dict) -> str:
     return text(", ".join(words))
 
 
+def _ticks(figure, values) -> None:
+    """Ticks at the values that were tried."""
+    values = sorted(v for v in values if v is not None)
+    figure.update_xaxes(tickvals=values, ticktext=[f"{v:g}" for v in values])
+
+
 def _plain(value) -> str:
     return "?" if value is None else f"{value:g}"
 
@@ -315,7 +334,7 @@ def _figure(x: str, y: str, *, log_x: bool = False, height: int = 460) -> go.Fig
     grid = {"gridcolor": "#edf0f4", "linecolor": "#c9ced8", "zeroline": False, "ticks": "outside"}
     figure.update_xaxes(title=x, type="log" if log_x else "linear", **grid)
     if log_x:
-        figure.update_xaxes(dtick=None, exponentformat="power", nticks=6)
+        figure.update_xaxes(tickformat="~s" if x in COUNTS else ".0e", nticks=8)
     figure.update_yaxes(title=y, automargin=True, **grid)
     figure.update_layout(
         height=height,
@@ -325,6 +344,7 @@ def _figure(x: str, y: str, *, log_x: bool = False, height: int = 460) -> go.Fig
         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "font": {"size": 12}},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="white",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#b6bdc9"},
         hoverlabel={"align": "left"},
     )
     return figure

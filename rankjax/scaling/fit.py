@@ -264,9 +264,9 @@ class _Problem:
 
     def solve(self, starts) -> np.ndarray:
         """The best optimum over starts [m, p]: all a little way, the best few to the end."""
-        theta, value = descent.minimise(lambda t, _: self.objective(t), starts, steps=60)
+        theta, value = descent.minimise(lambda t, _: self.objective(t), starts, steps=40, gain=1e-6)
         theta = theta[np.argsort(value)[:FINALISTS]]
-        theta, value = descent.minimise(lambda t, _: self.objective(t), theta, steps=1000)
+        theta, value = descent.minimise(lambda t, _: self.objective(t), theta, steps=500)
         return theta[np.argmin(value)]
 
     def refit(self, best: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -275,7 +275,7 @@ class _Problem:
         for some in np.split(weights, range(CHUNK, len(weights), CHUNK)):  # bounded memory
             start = np.repeat(best[None], len(some), axis=0)
             objective = lambda theta, which, some=some: self.objective(theta, some[which])
-            out.append(descent.minimise(objective, start, steps=300)[0])
+            out.append(descent.minimise(objective, start, steps=150, gain=1e-8)[0])
         return np.concatenate(out)
 
     def unpack(self, theta: np.ndarray) -> np.ndarray:

@@ -67,9 +67,7 @@ def ladders(
     return tuple(ladder.along(base, **{field: values}) for field, values in wanted.items())
 
 
-def world(
-    size: str = "small", impressions: int | None = None, seed: int = 0
-) -> synthetic.World:
+def world(size: str = "small", impressions: int | None = None, seed: int = 0) -> synthetic.World:
     """A named world ("small", "550k", "world"), or one of about `impressions` impressions."""
     named = {
         "small": synthetic.WORLD_SMALL,
@@ -100,9 +98,12 @@ def study_of(
     if unknown:
         raise ValueError(f"study: found architectures {unknown}, expected some of {list(LADDERS)}")
     axes = LADDERS if axes is None else axes
+    sizes = {"history": history}
+    if windows:  # a window's own events stand behind the history
+        sizes["realtime"] = settings.get("max_realtime", study.Study.max_realtime)
     found: tuple[ladder.Ladder, ...] = ()
     for name in architectures:
-        found += ladders(name, len(log.schema.tasks), axes[name], history=history)
+        found += ladders(name, len(log.schema.tasks), axes[name], **sizes)
     organisations = tuple(
         (name, ("window" if name in SEQUENCE else "impression") if windows else "request")
         for name in architectures
@@ -143,5 +144,3 @@ def quick(folder: pathlib.Path) -> study.Study:
         ),
         command="rankjax study quick",
     )
-
-

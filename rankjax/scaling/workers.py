@@ -45,7 +45,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
         p.start()
     try:
         _watch(processes, news)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError):
         for p in processes:  # each saves its trial; a terminal's Ctrl-C has reached it already
             if p.is_alive():
                 os.kill(p.pid, signal.SIGINT)
@@ -98,10 +98,11 @@ def _watch(processes: list, news: Any) -> None:
         whole = bars.add_task("trials", total=None)
         bar: dict[Any, Any] = {}
         while True:
+            alive = any(p.is_alive() for p in processes)  # asked first: last words are still read
             try:
                 kind, core, text, done, total = news.get(timeout=0.5)
             except queue.Empty:
-                if not any(p.is_alive() for p in processes):
+                if not alive:
                     break
                 continue
             if kind == "failed":

@@ -1,0 +1,50 @@
+"""EB-NeRD: do tokens, history, layers or width pay, and what does more data add?
+
+    python experiments/ebnerd_axes.py RAW STUDY
+
+RAW: the folder of the set, as published or with its lists exploded (docs/data.md). STUDY: where the
+log, the trials, results.parquet and report.html go; run it again and it goes on where it stopped.
+Made for two CPU cores and at most 100 minutes on the demo bundle.
+See docs/studies.md for what came out.
+"""
+
+import pathlib
+import sys
+
+from rankjax import train
+from rankjax.data import event_log
+from rankjax.data.sources import ebnerd
+from rankjax.scaling import presets, study, workers
+
+AXES = {
+    "dlrm_mlp": {"width": (8, 32, 128, 512)},
+    "dcnv2_din": {"width": (8, 32, 128, 512)},
+    "rankmixer": {"tokens": (2, 4, 8, 16), "layers": (1, 2, 4, 8), "width": (16, 32, 64, 128)},
+    "hstu": {"history": (10, 25, 50, 100), "layers": (1, 2, 4, 8), "width": (8, 16, 32, 64)},
+}
+
+
+def ask(log: event_log.EventLog) -> study.Study:
+    """The study: request samples, every axis, two data budgets, two seeds."""
+    return presets.study_of(
+        log,
+        architectures=tuple(AXES),
+        axes=AXES,
+        history=50,
+        max_candidates=16,
+        budgets=(60_000, 240_000),
+        seeds=(0, 1),
+        learning_rates=(1e-3, 3e-3, 9e-3),
+        table_rates=(0.02, 0.05, 0.1),
+        embedding_stds=(0.01, 0.05),
+        training=train.TrainConfig(batch=512),
+        command="python experiments/ebnerd_axes.py RAW STUDY",
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    raw, folder = map(pathlib.Path, sys.argv[1:])
+    log = event_log.EventLog.open(ebnerd.prepare(raw, folder / "log"))
+    print(workers.run(ask(log), folder))

@@ -1,0 +1,245 @@
+"""A trial's sizes against direct counts, its row of results, and its alarm on the world."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from rankjax import embedding, flops, models, optim, train
+from rankjax.data import event_log, loader, samples
+from rankjax.data.sources import synthetic
+from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from rankjax.scaling import trial
+from rankjax.schema import Feature, Table
+from tests import tiny
+
+CONFIGS = {
+    "dlrm_mlp": dlrm.Config(layers=2, width=8, tasks=2),
+    "dcnv2_din": dcnv2.Config(
+        layers=2, width=8, rank=4, tasks=2, pooling=("target",), attention_hidden=(4,)
+    ),
+    "rankmixer": rankmixer.Config(
+        tokens=4, layers=2, width=8, tasks=2, pooling=("mean", "target"), attention_hidden=(4,)
+    ),
+    "hstu": hstu.Config(history=10, layers=2, width=8, heads=2, tasks=2),
+}
+CASES = [(name, True) for name in CONFIGS] + [("hstu", False)]
+E = 4
+
+
+def spec_of(model, organisation="request", history=10, budget=None, **training):
+    config = train.TrainConfig(
+        **({"batch": 32, "tables": embedding.TableConfig(width=E, init_std=0.3)} | training)
+    )
+    chosen = samples.SampleConfig(organisation=organisation, history=history, max_candidates=4)
+    return trial.Trial(model=model, training=config, samples=chosen, budget=budget)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log") / "log"
+    return event_log.EventLog.open(tiny.log(folder, requests=150, events=400))
+
+
+def test_every_architecture_is_tested():
+    assert CONFIGS.keys() == models.MODELS.keys()
+
+
+@pytest.mark.parametrize("name, one_time", CASES)
+def test_flops_of_a_sample_are_exact_at_other_lengths(name, one_time, log):
+    module = models.MODELS[name](CONFIGS[name])
+    params = trial.abstract_params(CONFIGS[name], log.schema, E)
+
+    def forward(features, params):
+        rngs = {"dropout": jax.random.key(0)}
+        return module.apply({"params": params}, features, train=True, rngs=rngs)[0]
+
+    per_sample = trial.forward_flops(CONFIGS[name], log.schema, E, one_time)
+    for history, candidates in ((9, 7), (4, 1), (1, 6)):
+        features = trial.abstract_features(log.schema, E, 1, history, candidates, one_time)
+        direct = flops.count(forward, features, params).total
+        assert float(per_sample((history, candidates))) == direct > 0
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_parameters_are_those_of_the_state(name, log):
+    spec = spec_of(CONFIGS[name])
+    batches = train.batches(log, spec.training, samples.build(log, spec.samples, "train"))
+    state = train.init(spec.model, log.schema, spec.training, batches[0])
+    sizes = trial.sizes(spec, log.schema, batches)
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert sizes["dense_params"] == count(state.params)
+    assert sizes["embedding_params"] == count(state.tables)
+
+
+@pytest.mark.parametrize("name, one_time", CASES)
+def test_padding_and_flops_by_hand(name, one_time, log):
+    """From the batches themselves: every slot that they hold, and every sample's own lengths."""
+    spec = spec_of(CONFIGS[name], "request" if one_time else "window")
+    chosen = samples.build(log, spec.samples, "train")
+    batches = train.batches(log, spec.training, chosen)
+    per_sample = trial.forward_flops(spec.model, log.schema, E, one_time)
+    slots = valid = candidates = 0
+    padded = own = 0.0
+    for step in range(len(batches)):
+        batch = batches[step]
+        h, c = batch.history_sample >= 0, batch.candidate_sample >= 0
+        slots += h.size + c.size
+        valid += h.sum() + c.sum()
+        candidates += c.sum()
+        padded += len(h) * float(per_sample((h.shape[1], c.shape[1])))
+        own += sum(float(per_sample((s, n))) for s, n in zip(h.sum(1), c.sum(1)) if n)
+    sizes = trial.sizes(spec, log.schema, batches)
+    assert sizes["padding_share"] == pytest.approx(1 - valid / slots)
+    assert 0 < sizes["padding_share"] < 1
+    assert sizes["flops"] == pytest.approx(3 * padded / candidates)
+    assert sizes["flops_valid"] == pytest.approx(3 * own / candidates)
+    assert sizes["flops_valid"] < sizes["flops"]
+    assert sizes["training_flops"] == pytest.approx(3 * own)
+    assert candidates == len(chosen.impressions)
+
+
+def test_axes_are_reported_under_their_letters(log):
+    def sizes(name):
+        spec = spec_of(CONFIGS[name])
+        chosen = samples.build(log, spec.samples, "train")
+        found = trial.sizes(spec, log.schema, train.batches(log, spec.training, chosen))
+        return found["tokens"], found["layers"], found["width"]
+
+    assert sizes("dlrm_mlp") == (None, 2, 8)
+    assert sizes("rankmixer") == (4, 2, 8)
+    assert sizes("hstu") == (10, 2, 8)
+
+
+COLUMNS = """
+    trial architecture seed budget samples batch learning_rate table_learning_rate embedding_std
+    dense_params embedding_params tokens layers width flops flops_valid training_flops padding_share
+    paper_params paper_flops paper_scope config oracle_ne alarm test_read failed
+""".split()
+TIMES = """
+    trial seconds_total seconds_train seconds_compile seconds_eval step_ms loader_wait_share
+    samples_per_second mfu
+""".split()
+
+
+def test_a_run_fills_its_row(log, tmp_path):
+    spec = spec_of(CONFIGS["dlrm_mlp"], budget=200)
+    steps = []
+    result, timing = trial.run(
+        spec, log, tmp_path, test=True, on_step=lambda done, total: steps.append((done, total))
+    )
+    scores = {f"{s}_{m}" for s in ("validation", "test", "progressive") for m in trial.METRICS}
+    assert set(COLUMNS) | scores <= result.keys()
+    assert set(TIMES) <= timing.keys()
+    assert (result["trial"], result["samples"], result["budget"]) == (spec.id, 200, 200)
+    assert all(math.isfinite(result[f"{s}_ne"]) for s in ("validation", "test", "progressive"))
+    assert result["failed"] is None and result["test_read"] is True
+    assert result["oracle_ne"] is None and result["alarm"] is None  # no truth beside this log
+    assert steps[-1][0] == steps[-1][1]
+    json.dumps(result), json.dumps(timing)
+    assert json.loads((tmp_path / "trial.json").read_text())["budget"] == 200
+    # Trained already: only evaluated, to the same numbers, here without the test span.
+    again, _ = trial.run(spec, log, tmp_path, test=False)
+    for key in result:
+        hidden = key.startswith("test_")
+        assert again[key] == (result[key] if not hidden else False if key == "test_read" else None)
+
+
+def test_restored_state_scores_as_the_run_did(log, tmp_path):
+    spec = spec_of(CONFIGS["dlrm_mlp"])
+    result, _ = trial.run(spec, log, tmp_path, test=False)
+    state = trial.restore(spec, log, tmp_path)
+    scored = trial.score_span(spec, log, state, "validation")
+    rows = np.flatnonzero(log.column("impressions", "span") == 1)
+    np.testing.assert_array_equal(np.sort(scored.impression), rows)
+    assert trial._metrics(log, "validation", scored)["validation_ne"] == result["validation_ne"]
+
+
+def test_a_diverged_run_is_a_row(log, tmp_path):
+    wild = optim.OptimConfig(learning_rate=1e38, warmup=0.0)
+    spec = spec_of(CONFIGS["dlrm_mlp"], optimizer=wild)
+    result, _ = trial.run(spec, log, tmp_path, test=True)
+    assert "expected finite numbers" in result["failed"]
+    assert result["validation_ne"] is None and result["test_ne"] is None
+    assert result["dense_params"] > 0
+
+
+# On the world: many updates at high rates, so that a leak would be found within few samples.
+MODEL = dlrm.Config(layers=1, width=8, tasks=2)
+EAGER = {
+    "batch": 16,
+    "optimizer": optim.OptimConfig(learning_rate=1e-2),
+    "tables": embedding.TableConfig(width=E, init_std=0.05, learning_rate=0.3),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    config = synthetic.World(users=40, requests=6)
+    return synthetic.prepare(config, tmp_path_factory.mktemp("world"), workers=1)
+
+
+def run_on(folder, tmp_path, organisation="request"):
+    log = event_log.EventLog.open(folder)
+    spec = spec_of(MODEL, organisation, **EAGER)
+    return trial.run(spec, log, tmp_path / "trial", test=True)[0]
+
+
+@pytest.mark.parametrize("organisation", ["impression", "request"])
+def test_an_honest_model_rings_no_alarm(organisation, world, tmp_path):
+    result = run_on(world, tmp_path, organisation)
+    assert result["alarm"] is False
+    assert result["oracle_ne"] == pytest.approx(synthetic.floors(world)["click"]["oracle_ne"])
+
+
+def leaking(world, folder):
+    """The world's log with the label as one more feature of the candidate, and the same truth."""
+    log = event_log.EventLog.open(world)
+    leak = Feature(name="leak", side="context", group="context", table="leak")
+    schema = dataclasses.replace(
+        log.schema,
+        tables=(*log.schema.tables, Table(name="leak", rows=3)),
+        features=(*log.schema.features, leak),
+    )
+    files = {name: dict(log.columns[name]) for name in event_log.FILES}
+    files["impressions"]["leak"] = 1 + files["impressions"]["click"].astype(np.int32)
+    path = event_log.write_log(folder / "log", schema, **files, fingerprint={"leak": 1})
+    shutil.copy(synthetic.truth_path(world), folder / "truth.arrow")
+    return path
+
+
+def test_an_alarm_rings_when_a_feature_is_the_label(world, tmp_path):
+    result = run_on(leaking(world, tmp_path), tmp_path)
+    assert result["alarm"] is True
+
+
+def test_control_rings_no_alarm(world, tmp_path):
+    """Labels that nothing predicts; every model ends at or above the base rate."""
+    result = run_on(synthetic.control(world, tmp_path), tmp_path)
+    assert result["alarm"] is False
+    assert result["validation_ne"] > 0.99
+
+
+def test_progressive_predictions_of_windows_are_no_alarm(world, tmp_path, monkeypatch):
+    """Batches of windows are not in time order over users; only held-out spans are judged."""
+    log = event_log.EventLog.open(world)
+    rows = {s: np.flatnonzero(log.column("impressions", "span") == k) for k, s in enumerate(("train", "validation"))}
+    truth = synthetic.load_truth(world)
+
+    def scored(span, cheat):
+        r = rows[span]
+        p = truth["p_click"][r]
+        label = log.column("impressions", "click")[r]
+        logits = np.where(label, 3.0, -3.0) if cheat else np.log(p / (1 - p))
+        return trial.evaluate.Scored(r, np.stack([logits, logits], -1))
+
+    spans = {"progressive": scored("train", True), "validation": scored("validation", False)}
+    spans["validation"].logits[:, 1] = spans["validation"].logits[:, 0]
+    assert trial._oracle(log, spans, "request")["alarm"] is True
+    assert trial._oracle(log, spans, "window")["alarm"] is False
+    spans["validation"] = scored("validation", True)
+    assert trial._oracle(log, spans, "window")["alarm"] is True

@@ -1,0 +1,117 @@
+"""Commands print one JSON object when asked; mistakes end with one line and exit status 2."""
+
+import json
+
+import pytest
+
+from rankjax import cli, doctor
+from rankjax.data import event_log
+from tests import tiny
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of one command."""
+    status = 0
+    try:
+        cli.main([str(x) for x in argv])
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, *capsys.readouterr()
+
+
+def test_an_unknown_command_is_refused_with_the_usage(capsys):
+    status, out, err = run(capsys, "fit")
+    assert status == 2 and out == ""
+    assert "'fit'" in err and "usage: rankjax COMMAND" in err
+
+
+@pytest.mark.parametrize("argv", [(), ("--help",)])
+def test_usage_lists_every_command(argv, capsys):
+    status, out, err = run(capsys, *argv)
+    assert status == 0 and err == ""
+    for name, command in cli.COMMANDS.items():
+        for sub in [""] if callable(command) else command:
+            assert f"  {name} {sub}".rstrip() in out
+
+
+@pytest.mark.parametrize("argv", [("study",), ("data", "nothing"), ("train", "log", "--nothing")])
+def test_arguments_that_no_command_has(argv, capsys):
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "Traceback" not in err
+
+
+def test_doctor_prints_json(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "run", lambda: {"ok": False, "checks": []})
+    status, out, _ = run(capsys, "doctor", "--json")
+    assert status == 1 and json.loads(out) == {"ok": False, "checks": []}
+
+
+@pytest.mark.slow
+def test_doctor_of_this_machine(capsys):
+    status, out, _ = run(capsys, "doctor", "--json")
+    assert json.loads(out)["ok"] is (status == 0)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("data", "movielens", "{}/raw", "{}/log"),
+        ("data", "ebnerd", "{}/raw", "{}/log"),
+        ("train", "{}/log"),
+        ("study", "run", "{}/log", "{}/study"),
+        ("report", "{}/study"),
+    ],
+)
+def test_a_missing_folder_is_one_line(argv, capsys, tmp_path):
+    status, out, err = run(capsys, *(x.format(tmp_path) for x in argv))
+    assert status == 2 and out == ""
+    assert err.startswith("rankjax: ") and str(tmp_path) in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_world_of_a_size(capsys, tmp_path):
+    argv = ("data", "world", tmp_path, "--impressions", 10000, "--workers", 1, "--json")
+    status, out, _ = run(capsys, *argv)
+    found = json.loads(out)
+    assert status == 0 and found["tasks"] == ["click", "like"]
+    assert 10_000 <= found["rows"]["impressions"] < 40_000
+    assert 0 < found["floors"]["click"]["oracle_ne"] < 1
+    assert event_log.EventLog.open(found["log"]).rows("impressions") == found["rows"]["impressions"]
+    # Again: nothing is made. Another seed in the same folder: refused.
+    assert run(capsys, *argv)[1] == out
+    status, _, err = run(capsys, *argv, "--seed", 1)
+    assert status == 2 and "found a log with fingerprint" in err
+
+
+def test_train_prints_the_result(capsys, tmp_path):
+    log = tiny.log(tmp_path / "log", requests=120, events=300)
+    sizes = ("--architecture", "dlrm_mlp", "--layers", 1, "--width", 4, "--history", 5)
+    config = ("--batch", 64, "--tables.width", 4, "--optimizer.learning-rate", 0.01)
+    argv = ("train", log, "--out", tmp_path / "out", *sizes, *config)
+    status, out, _ = run(capsys, *argv, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["architecture"] == "dlrm_mlp"
+    assert (found["layers"], found["width"], found["batch"]) == (1, 4, 64)
+    assert found["learning_rate"] == 0.01
+    assert found["validation_ne"] > 0 and found["test_ne"] is None
+    status, out, _ = run(capsys, *argv)  # for people; trained already
+    assert status == 0 and "validation_ne" in out
+    # Another seed into the same folder is a mistake of the caller.
+    status, _, err = run(capsys, *argv, "--seed", 1)
+    assert status == 2 and err.startswith("rankjax: ")
+
+
+def test_a_size_that_an_architecture_refuses(capsys, tmp_path):
+    log = tiny.log(tmp_path / "log")
+    status, _, err = run(capsys, "train", log, "--architecture", "rankmixer", "--width", 12)
+    assert status == 2 and "width" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_says_that_it_may_go_on(capsys, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", stopped)
+    status, _, err = run(capsys, "doctor")
+    assert status == 130 and "run it again" in err

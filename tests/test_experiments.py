@@ -1,0 +1,78 @@
+"""The experiments ask for the studies that docs/studies.md describes; nothing is trained."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rankjax.data import event_log
+from tests import tiny
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+WIDE, MIXER, SEQUENCE = (8, 32, 128, 512), (16, 32, 64, 128), (8, 16, 32, 64)
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def asked_of(name: str, folder: pathlib.Path, **log):
+    return load(name).ask(event_log.EventLog.open(tiny.log(folder / "log", **log)))
+
+
+def ladders(asked) -> dict[str, tuple[int, ...]]:
+    return {one.name: one.values for one in asked.ladders}
+
+
+def test_ebnerd_goes_along_every_axis_at_two_budgets(tmp_path):
+    asked = asked_of("ebnerd_axes", tmp_path, tasks=("click",))
+    assert ladders(asked) == {
+        "dlrm_mlp D": WIDE,
+        "dcnv2_din D": WIDE,
+        "rankmixer T": (2, 4, 8, 16),
+        "rankmixer L": (1, 2, 4, 8),
+        "rankmixer D": MIXER,
+        "hstu S": (10, 25, 50, 100),
+        "hstu L": (1, 2, 4, 8),
+        "hstu D": SEQUENCE,
+    }
+    assert asked.budgets == (60_000, 240_000) and asked.seeds == (0, 1)
+    assert asked.learning_rates == (1e-3, 3e-3, 9e-3)
+    assert asked.table_rates == (0.02, 0.05, 0.1) and asked.embedding_stds == (0.01, 0.05)
+    assert asked.training.batch == 512
+    for one in asked.ladders:
+        for value, config in zip(one.values, one.configs):
+            found = asked.samples_of(config)
+            assert found.organisation == "request" and found.max_candidates == 16
+            assert found.history == (value if one.axis == "S" else 50)
+
+
+def test_movielens_gives_windows_to_the_sequence_model_only(tmp_path):
+    asked = asked_of("movielens_architectures", tmp_path, tasks=("positive",), time_exact=False)
+    assert ladders(asked) == {
+        "dlrm_mlp D": WIDE,
+        "dcnv2_din D": WIDE,
+        "rankmixer D": MIXER,
+        "hstu D": SEQUENCE,
+    }
+    assert asked.budgets == (200_000,) and asked.seeds == (0, 1)
+    for one in asked.ladders:
+        windows = one.architecture == "hstu"
+        for config in one.configs:
+            found = asked.samples_of(config)
+            assert found.organisation == ("window" if windows else "impression")
+            assert (found.history, found.max_candidates, found.max_realtime) == (50, 32, 64)
+            # Positions must reach over all events that a window may hold.
+            assert not windows or config.realtime == found.max_realtime
+
+
+@pytest.mark.parametrize("name", ["ebnerd_axes", "movielens_architectures"])
+def test_without_folders_it_prints_how_to_call_it(name):
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent)
+    assert done.returncode == 1 and f"python experiments/{name}.py RAW STUDY" in done.stderr
