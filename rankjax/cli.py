@@ -121,11 +121,14 @@ def train_one(
     """
     opened = event_log.EventLog.open(log)
     sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}
+    chosen = samples.SampleConfig(organisation=organisation, history=history)
+    if organisation == "window":
+        sizes["realtime"] = chosen.max_realtime
     model = presets.model(architecture, len(opened.schema.tasks), **sizes)
     spec = trial.Trial(
         model=model,
         training=config,
-        samples=samples.SampleConfig(organisation=organisation, history=history),
+        samples=chosen,
         budget=budget,
     )
     result, timing = trial.run(spec, opened, out, test=test)
@@ -216,7 +219,7 @@ def write_report(folder: Folder, json: bool = False) -> None:
       folder: of the study.
       json: print JSON.
     """
-    _show(study.report(folder), json)
+    _show(workers.write_report(folder), json)
 
 
 def look(json: bool = False) -> None:
