@@ -7,6 +7,7 @@ batch       Batch, Tokens and Features: the pytrees every model and metric takes
 data        logs on disk, samples, the loader, and the sources that write logs
 masks       who may read whom: rules over (segment, role, time, position, group)
 kernels     attention: one public function a folder, several implementations
+distinct    the distinct ids of a batch, on the device
 embedding   tables, lookup, row-sparse updates with row-wise Adagrad
 layers      norms, feed-forward, per-token layers, tokenizers, history pooling, task heads
 models      one file per paper

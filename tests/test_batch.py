@@ -46,5 +46,5 @@ def test_user_of_candidate_is_of_its_own_sample():
 def test_several_times_are_refused_by_name():
     features = builders.features(builders.batch(np.random.default_rng(0)))
     features.require_one_time("m")
-    with pytest.raises(ValueError, match="^m: .*different times"):
+    with pytest.raises(ValueError, match=r"^m: .*different times"):
         dataclasses.replace(features, one_time=False).require_one_time("m")

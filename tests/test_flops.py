@@ -160,7 +160,7 @@ def test_gradient_and_recomputation():
 
 def test_cond_takes_the_costliest_branch_and_platforms_the_default():
     x = f32(4, 4)
-    got = flops.count(lambda x: jax.lax.cond(True, lambda x: jnp.sin(x), lambda x: x @ x, x), x)
+    got = flops.count(lambda x: jax.lax.cond(True, lambda x: -jnp.sin(x), lambda x: x @ x, x), x)
     assert got.by_primitive == {"dot_general": 128}
     choose = functools.partial(
         jax.lax.platform_dependent, tpu=lambda x: x @ x, cuda=lambda x: x @ x @ x, default=jnp.sin
@@ -194,6 +194,7 @@ def test_while_loops_want_a_trip_count():
         (lambda x: jnp.cumsum(x, axis=0), [(3, 5)], {"cumsum": 15}),
         (lambda x, y: jnp.concatenate([x.T, y]).reshape(-1)[::2], [(3, 5), (4, 3)], {}),
         (lambda x: jnp.broadcast_to(x[:, None], (3, 4)).astype(jnp.bfloat16), [(3,)], {}),
+        (lambda x, y: jnp.tensordot(x, y, 2), [(2, 3, 5), (3, 5, 4)], {"dot_general": 240}),
         (lambda x, y: jnp.outer(x, y), [(3,), (4,)], {"mul": 12}),
         (lambda x: jnp.stack([jnp.tile(x, 2), jnp.zeros(10)]), [(5,)], {}),
         (
@@ -202,7 +203,7 @@ def test_while_loops_want_a_trip_count():
             {"gt": 3, "neg": 3, "select_n": 3},
         ),
     ],
-    ids=["exp", "sum", "cumsum", "moves", "broadcast", "outer", "stack", "where"],
+    ids=["exp", "sum", "cumsum", "moves", "broadcast", "tensordot", "outer", "stack", "where"],
 )
 def test_what_a_primitive_counts(fn, shapes, want):
     assert flops.count(fn, *(f32(*s) for s in shapes)).by_primitive == want

@@ -42,6 +42,10 @@ class Config:
     proj_activation: which of u, v, q, k pass a SiLU: "uvqk" (the paper) or "u" (DLRM-v3).
     norm, norm_place, norm_affine: of the norm before a layer ("pre"; "post" puts it after the
       residual sum instead) and of that over the attention output.
+    token_norm: of the tokens that enter the first layer. "layer", an affine LayerNorm (DLRM-v3's
+      content and action networks end in one); "sqrt_width", times sqrt(d) (the research code);
+      "none". Embeddings start small (std .05), and what enters the residual stream unscaled is
+      soon drowned by the layers' output.
     output_norm: of the candidates' rows before the head, affine (DLRM-v3's "layer").
     init: of W1 and W2. "xavier" (DLRM-v3); "research", W1 ~ N(0, 0.02) and xavier W2, which at
       small widths leaves the attention output below the norm's epsilon at the start; or another
@@ -69,6 +73,7 @@ class Config:
     norm: str = "layer"
     norm_place: str = "pre"
     norm_affine: bool = False
+    token_norm: str = "layer"
     output_norm: str = "layer"
     init: str = "xavier"
     dropout: float = 0.0
@@ -147,13 +152,21 @@ _CHOICES = {
     "attn_norm": ("static_max", "valid_len", "const"),
     "position_init": ("normal", "recency"),
     "proj_activation": ("uvqk", "u"),
+    "token_norm": (*norms.KINDS, "sqrt_width"),
     "output_norm": norms.KINDS,
     "init": INITS,
     "implementation": (None, *hstu_attention.IMPLEMENTATIONS),
 }
 
 # Sizes of the paper's public experiments; P = 211 as in the research code.
-_PAPER = dict(tokens="merged", context="none", init="research", dropout=0.2, positions=211)
+_PAPER = dict(
+    tokens="merged",
+    context="none",
+    init="research",
+    token_norm="sqrt_width",
+    dropout=0.2,
+    positions=211,
+)
 HSTU_ML1M = Config(history=200, layers=2, width=50, heads=1, **_PAPER)
 HSTU_ML1M_LARGE = dataclasses.replace(HSTU_ML1M, layers=8, heads=2)
 HSTU_ML20M_LARGE = dataclasses.replace(HSTU_ML1M, layers=16, width=256, heads=8)
@@ -342,4 +355,7 @@ class HSTU(nn.Module):
                 for f in schema.user
             ]
             parts = [sequence.interleave(*users), *parts]
-        return jnp.concatenate(parts, axis=1)
+        x_rnd = jnp.concatenate(parts, axis=1)
+        if c.token_norm == "sqrt_width":
+            return x_rnd * c.width**0.5
+        return norms.Norm(c.token_norm, name="token_norm")(x_rnd)

@@ -41,7 +41,12 @@ def advise(found: findings.Findings, metric: str = "ne") -> dict:
         lead = "" if len(names) == 1 else "No architecture is decidedly ahead; "
         sentence = lead + "; ".join(parts)
     else:
-        why = "; ".join(reasons) or "there is no final trial with a test NE"
+        why = [lost] if lost else []
+        if any(a["first"] is not None for a in axes.values()):
+            why.append("no axis has a slope whose interval excludes 0")
+        elif names:
+            why.append("no axis has two sizes")
+        why = "; ".join(why) or "there is no final trial with a test NE"
         return {**nothing, "sentence": f"The fits support no advice: {why}.", "reasons": reasons}
     named = winner or (chosen[0] if len(chosen) == 1 else None)
     return {

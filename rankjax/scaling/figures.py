@@ -10,11 +10,12 @@ import numpy as np
 import plotly.graph_objects as go
 import polars
 
-from rankjax.scaling import findings, slopes
+from rankjax.scaling import findings, markup, slopes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#8C564B")
 GREY, INK = "#8a94a6", "#1f2937"
 SYMBOLS = {"T": "circle", "S": "circle", "L": "square", "D": "diamond", "data": "triangle-up"}
+AXES = {"T": "tokens T", "S": "history S", "L": "layers L", "D": "width D", "data": "data"}
 TITLES = {
     "ne": "test NE (lower is better)",
     "auc": "test AUC (higher is better)",
@@ -23,9 +24,6 @@ TITLES = {
     "samples": "training impressions",
     "learning_rate": "dense learning rate",
 }
-
-
-COUNTS = (TITLES["dense_params"], TITLES["samples"])  # shown as 20k, 3M
 
 
 def text(value) -> str:
@@ -77,7 +75,7 @@ def quality(found: findings.Findings, metric: str, x: str) -> go.Figure:
         )
     if metric == "ne" and found.oracle_ne is not None and len(cells):
         _oracle(figure, found.oracle_ne, cells[column].min(), cells[column].max())
-    return figure
+    return _decades(figure)
 
 
 def ladder(found: findings.Findings, architecture: str, axis: str, metric: str) -> go.Figure:
@@ -123,9 +121,8 @@ def ladder(found: findings.Findings, architecture: str, axis: str, metric: str) 
                 hovertemplate="%{text}<br>%{x:.3s}: %{y:.4f}<extra></extra>",
             )
         )
-    if axis == "data" and len(curves) > 5:
-        figure.update_layout(showlegend=False)
-    return figure
+    figure.update_layout(showlegend=axis != "data" or len(curves) <= 5)
+    return _decades(figure)
 
 
 def frontier(found: findings.Findings, metric: str) -> go.Figure:
@@ -159,7 +156,7 @@ def frontier(found: findings.Findings, metric: str) -> go.Figure:
                 hovertemplate="%{text}<br>%{x:.3s}: %{y:.4f}<extra></extra>",
             )
         )
-    return figure
+    return _decades(figure)
 
 
 def axes(found: findings.Findings, metric: str) -> go.Figure:
@@ -321,6 +318,24 @@ def _ticks(figure, values) -> None:
     figure.update_xaxes(tickvals=values, ticktext=[f"{v:g}" for v in values])
 
 
+def _decades(figure, most: int = 7) -> go.Figure:
+    """Ticks of a logarithmic axis at 1, 2, 5 of every decade, or fewer where many are covered.
+
+    Plotly's own either hide the power of ten or run into each other on a small figure.
+    """
+    x = np.array([v for trace in figure.data for v in trace.x or () if v is not None and v > 0])
+    if not len(x):
+        return figure
+    first, last = int(np.floor(np.log10(x.min()))), int(np.ceil(np.log10(x.max())))
+    for leading in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**k for k in range(first, last + 1) for m in leading]
+        ticks = [t for t in ticks if x.min() / 1.5 <= t <= x.max() * 1.5]
+        if len(ticks) <= most:
+            break
+    figure.update_xaxes(tickvals=ticks, ticktext=[markup.short(t) for t in ticks])
+    return figure
+
+
 def _plain(value) -> str:
     return "?" if value is None else f"{value:g}"
 
@@ -333,15 +348,18 @@ def _figure(x: str, y: str, *, log_x: bool = False, height: int = 460) -> go.Fig
     figure = go.Figure()
     grid = {"gridcolor": "#edf0f4", "linecolor": "#c9ced8", "zeroline": False, "ticks": "outside"}
     figure.update_xaxes(title=x, type="log" if log_x else "linear", **grid)
-    if log_x:
-        figure.update_xaxes(tickformat="~s" if x in COUNTS else ".0e", nticks=8)
     figure.update_yaxes(title=y, automargin=True, **grid)
     figure.update_layout(
         height=height,
         template="none",
-        margin={"l": 64, "r": 16, "t": 16, "b": 52},
+        margin={"l": 64, "r": 16, "t": 16, "b": 48},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "font": {"size": 12}},
+        legend={
+            "orientation": "h",
+            "y": -62 / (height - 130),
+            "yanchor": "top",
+            "font": {"size": 12},
+        },
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="white",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#b6bdc9"},

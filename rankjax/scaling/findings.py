@@ -91,7 +91,7 @@ def analyse(results: polars.DataFrame, *, baseline="dlrm_mlp", bootstrap: int = 
     usable = final.filter(finite("test_ne") & (polars.col("test_ne") > 0), finite("training_flops"))
     usable = usable.filter(polars.col("training_flops") > 0)
     cells = _cells(usable, ["axis", "ladder", "axis_value", "size", *SIZE, "budget"])
-    points = _cells(usable.unique("trial", maintain_order=True), [*SIZE, "budget"])
+    points = _cells(_once(usable), [*SIZE, "budget"])
     spread = {m: _spread(usable, m) for m in METRICS}
     curves = _axis_curves(usable, bootstrap) + _frontier_curves(usable, points, bootstrap)
     found = _slopes(usable)
@@ -150,6 +150,11 @@ def finite(column: str) -> polars.Expr:
     return polars.col(column).is_not_null() & polars.col(column).is_finite()
 
 
+def _once(rows: polars.DataFrame) -> polars.DataFrame:
+    """Each (size, budget, seed) once: ladders share their base, maybe at slightly other rates."""
+    return rows.unique([*SIZE, "budget", "seed"], keep="first", maintain_order=True)
+
+
 def _cells(rows: polars.DataFrame, by: list[str]) -> polars.DataFrame:
     """Mean and std (n - 1) over seeds of every metric, beside the sizes' own columns."""
     metrics = [f"{s}_{m}" for s in ("validation", "test") for m in METRICS]
@@ -170,9 +175,8 @@ def _cells(rows: polars.DataFrame, by: list[str]) -> polars.DataFrame:
 
 def _spread(rows: polars.DataFrame, metric: str) -> tuple[float, int]:
     """Standard deviation over seeds, pooled over all sizes and budgets, and its freedom."""
-    rows = rows.unique("trial", maintain_order=True).filter(finite(f"test_{metric}"))
-    by = [*SIZE, "budget", "learning_rate"]
-    over = rows.group_by(by).agg(
+    rows = _once(rows).filter(finite(f"test_{metric}"))
+    over = rows.group_by([*SIZE, "budget"]).agg(
         polars.col(f"test_{metric}").var().alias("var"), (polars.len() - 1).alias("freedom")
     )
     over = over.filter(polars.col("freedom") > 0)
@@ -240,7 +244,7 @@ def _axis_curves(final: polars.DataFrame, bootstrap: int) -> list[Curve]:
         for (budget,), rows in ladder.group_by(["budget"], maintain_order=True):
             label = "" if budget is None else f"{budget:,.0f} impressions"
             out += [_curve(architecture, axis, label, m, rows, bootstrap) for m in METRICS]
-    for key, rows in final.unique("trial", maintain_order=True).group_by(SIZE, maintain_order=True):
+    for key, rows in _once(final).group_by(SIZE, maintain_order=True):
         if rows["budget"].n_unique() > 1:
             held = zip(("T/S", "L", "D"), key[1:])
             label = ", ".join(f"{n} {v:g}" for n, v in held if v is not None)
@@ -270,13 +274,12 @@ def _envelope(points: polars.DataFrame, metric: str) -> polars.DataFrame:
 
 def _rows_of(final: polars.DataFrame, cells: polars.DataFrame) -> polars.DataFrame:
     keys = cells.select(*SIZE, "budget")
-    unique = final.unique("trial", maintain_order=True)
-    return unique.join(keys, on=[*SIZE, "budget"], how="semi", nulls_equal=True)
+    return _once(final).join(keys, on=[*SIZE, "budget"], how="semi", nulls_equal=True)
 
 
 def _joint(final: polars.DataFrame, architecture: str, bootstrap: int) -> fit.Joint:
     rows = final.filter(polars.col("architecture") == architecture)
-    rows = rows.unique("trial", maintain_order=True)
+    rows = _once(rows)
     rows = rows.filter(finite("dense_params") & finite("samples"))
     rows = rows.filter(polars.col("dense_params") > 0, polars.col("samples") > 0)
     columns = (rows[c].to_numpy() for c in ("dense_params", "samples", "test_ne"))
@@ -291,7 +294,7 @@ def _slopes(final: polars.DataFrame) -> list[slopes.Slope]:
         rows = slopes.axis_rows(final, architecture, axis)
         rows = rows.filter(polars.col("budget").eq_missing(polars.lit(rows["budget"].max())))
         out += [slopes.axis_slope(rows, m, axis) for m in METRICS]
-    for (_,), rows in final.unique("trial").group_by(["architecture"], maintain_order=True):
+    for (_,), rows in _once(final).group_by(["architecture"], maintain_order=True):
         several = polars.col("budget").n_unique().over(SIZE) > 1
         rows = rows.filter(several).sort("training_flops", "seed", "trial")
         if len(rows):

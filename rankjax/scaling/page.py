@@ -203,7 +203,7 @@ def _ladders(found) -> str:
     def grid(metric):
         cards = "".join(
             markup.card(
-                f"{name} · {advice.AXES.get(axis, axis)}",
+                f"{name} · {figures.AXES.get(axis, axis)}",
                 markup.plot(figures.ladder(found, name, axis, metric)),
             )
             for name, axis in pairs

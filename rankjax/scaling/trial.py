@@ -202,8 +202,11 @@ def sizes(spec: Trial, schema: Schema, batches: loader.Batches) -> dict[str, Any
 def forward_flops(config: Any, schema: Schema, width: int, one_time: bool) -> flops.Polynomial:
     """Forward FLOPs of one sample as an exact polynomial in its (history, candidates) lengths.
 
-    Counted over the jaxpr of the training forward, look-up excluded, heads and pruning included.
+    Counted over the jaxpr of the training forward, look-up excluded, heads and pruning included,
+    attention as its reference writes it, whatever runs.
     """
+    if "implementation" in dataclasses.asdict(config):
+        config = dataclasses.replace(config, implementation="reference")
     model = models.MODELS[ladder.architecture_of(config)](config)
 
     def forward(features: Features, params: Any) -> jax.Array:

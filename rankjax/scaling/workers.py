@@ -19,7 +19,6 @@ import rich.progress
 
 from rankjax.scaling import report, study
 
-
 # glibc gives a step's temporary buffer back to the system after every step once it exceeds 32 MB,
 # and the page faults of taking it anew cost as much as the step itself (73 -> 41 ms measured for
 # RankMixer of width 64). A process must start with these to keep its memory.

@@ -17,7 +17,9 @@ SMALL = hstu.Config(history=4, realtime=4, layers=2, width=8, heads=2, tasks=2)
 CONFIGS = {
     "merged": SMALL,
     "interleaved, no context, recency": dataclasses.replace(
-        SMALL, tokens="interleaved", context="none", position_init="recency", layers=1
+        SMALL,
+        **{"tokens": "interleaved", "context": "none", "position_init": "recency", "layers": 1},
+        token_norm="sqrt_width",
     ),
     "DLRM-v3 projections, affine norms, constant normaliser": dataclasses.replace(
         *(SMALL,),
@@ -98,6 +100,7 @@ def expected(b, config, row):
         "scale": config.qk_scale or 1.0,
         "activation": config.proj_activation,
         "affine": config.norm_affine,
+        "token_norm": config.token_norm,
         "norm": config.norm,
         "norm_place": config.norm_place,
     }

@@ -72,6 +72,10 @@ def logits(p, c, user, events, candidates):
         position = first + c["per_event"] * readable
         add(value, attention.CANDIDATE, time, seconds, position, group=k)
     x_nd = np.stack(x)
+    if c["token_norm"] == "sqrt_width":
+        x_nd = x_nd * np.sqrt(x_nd.shape[1])
+    else:
+        x_nd = np.stack([norm(x_d, p["token_norm"]) for x_d in x_nd])
     for i in range(c["layers"]):
         x_nd = layer(x_nd, tokens, p[f"layer_{i}"], c)
     return np.stack([head(x_d, p) for x_d in x_nd[len(x_nd) - len(candidates) :]])

@@ -56,7 +56,7 @@ def trial(
     doublings = LOG2_FLOPS[axis] * np.log2(value / BASE[axis])
     sizes = {**{a: BASE[a] for a in BASE}, axis: value}
     first = "S" if name == "hstu" else "T"
-    flops = 3e5 * 2 ** doublings * (2 if name == "hstu" else 1)
+    flops = 3e5 * 2**doublings * (2 if name == "hstu" else 1)
     ne = level - gains[axis] * doublings - DATA * np.log2(budget / 250_000)
     ne += 0.01 * abs(np.log(rate / 3e-3)) + 0.003 * abs(np.log2(table_rate / 0.1))
     ne += rng.normal() * noise

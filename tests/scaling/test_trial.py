@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rankjax import embedding, flops, models, optim, train
-from rankjax.data import event_log, loader, samples
+from rankjax.data import event_log, samples
 from rankjax.data.sources import synthetic
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
 from rankjax.scaling import trial
@@ -115,15 +115,45 @@ def test_axes_are_reported_under_their_letters(log):
     assert sizes("hstu") == (10, 2, 8)
 
 
-COLUMNS = """
-    trial architecture seed budget samples batch learning_rate table_learning_rate embedding_std
-    dense_params embedding_params tokens layers width flops flops_valid training_flops padding_share
-    paper_params paper_flops paper_scope config oracle_ne alarm test_read failed
-""".split()
-TIMES = """
-    trial seconds_total seconds_train seconds_compile seconds_eval step_ms loader_wait_share
-    samples_per_second mfu
-""".split()
+COLUMNS = [
+    "trial",
+    "architecture",
+    "seed",
+    "budget",
+    "samples",
+    "batch",
+    "learning_rate",
+    "table_learning_rate",
+    "embedding_std",
+    "dense_params",
+    "embedding_params",
+    "tokens",
+    "layers",
+    "width",
+    "flops",
+    "flops_valid",
+    "training_flops",
+    "padding_share",
+    "paper_params",
+    "paper_flops",
+    "paper_scope",
+    "config",
+    "oracle_ne",
+    "alarm",
+    "test_read",
+    "failed",
+]
+TIMES = [
+    "trial",
+    "seconds_total",
+    "seconds_train",
+    "seconds_compile",
+    "seconds_eval",
+    "step_ms",
+    "loader_wait_share",
+    "samples_per_second",
+    "mfu",
+]
 
 
 def test_a_run_fills_its_row(log, tmp_path):
@@ -227,7 +257,10 @@ def test_control_rings_no_alarm(world, tmp_path):
 def test_progressive_predictions_of_windows_are_no_alarm(world, tmp_path, monkeypatch):
     """Batches of windows are not in time order over users; only held-out spans are judged."""
     log = event_log.EventLog.open(world)
-    rows = {s: np.flatnonzero(log.column("impressions", "span") == k) for k, s in enumerate(("train", "validation"))}
+    rows = {
+        s: np.flatnonzero(log.column("impressions", "span") == k)
+        for k, s in enumerate(("train", "validation"))
+    }
     truth = synthetic.load_truth(world)
 
     def scored(span, cheat):

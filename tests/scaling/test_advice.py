@@ -1,0 +1,88 @@
+"""The sentence of advice: what it names, what it refuses, and the warnings beside it."""
+
+import polars
+import pytest
+
+from rankjax.scaling import advice, findings
+from tests.references import study_results
+
+
+def analyse(**options):
+    return findings.analyse(study_results.table(**options), bootstrap=10)
+
+
+def test_names_the_architecture_and_the_axis_that_were_planted():
+    said = advice.advise(analyse(budgets=(250_000,)))
+    assert said["supported"]
+    assert (said["architecture"], said["axes"]) == ("hstu", ["S"])
+    assert "Scale hstu, which is ahead of" in said["sentence"]
+    assert "the history length (S) pays most" in said["sentence"]
+    assert said["sentence"].count(".") - said["sentence"].count("0.") == 1  # one sentence
+
+
+def test_names_the_data_where_they_pay_most_and_the_best_size_beside_them():
+    said = advice.advise(analyse(architectures=("dlrm_mlp", "hstu"), seeds=(0, 1)))
+    assert said["axes"] == ["data"]
+    assert "among its sizes it is the history length (S)" in said["sentence"]
+
+
+def test_one_architecture_still_gets_its_axis():
+    said = advice.advise(analyse(architectures=("rankmixer",), budgets=(250_000,)))
+    assert (said["supported"], said["axes"]) == (True, ["D"])
+    assert said["sentence"].startswith("For rankmixer, the width (D) pays most")
+
+
+def test_overlapping_axes_are_said_to_overlap():
+    found = analyse(architectures=("hstu",), budgets=(250_000,), noise=0.004)
+    said = advice.advise(found)
+    assert "overlap" in said["sentence"] + "".join(said["reasons"])
+    words = advice.ranking_words("hstu", "ne", found.rankings["hstu", "ne"])
+    assert "overlaps" in words
+    assert words.startswith("hstu, NE per doubling of training FLOPs: 1. ")
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_noise_supports_no_advice(noise):
+    options = {"architectures": ("dlrm_mlp", "rankmixer"), "budgets": (250_000,), "seeds": (0,)}
+    said = advice.advise(analyse(noise=noise, **options))
+    assert not said["supported"]
+    assert said["sentence"].startswith("The fits support no advice: ")
+    assert "undecided" in said["sentence"]
+
+
+def test_no_final_trial_supports_no_advice():
+    table = study_results.table(architectures=("hstu",), budgets=(250_000,))
+    found = findings.analyse(table.filter(polars.col("stage") != "final"), bootstrap=5)
+    assert "no final trial" in advice.advise(found)["sentence"]
+    assert "nothing can be fitted" in advice.warnings(found)[-1]
+
+
+def test_an_alarm_voids_the_advice():
+    table = study_results.table(architectures=("hstu",), budgets=(250_000,))
+    found = findings.analyse(table.with_columns(polars.lit(True).alias("alarm")), bootstrap=5)
+    said = advice.advise(found)
+    assert not said["supported"]
+    assert "leak alarm" in said["sentence"]
+    assert "leak alarm rang" in advice.warnings(found)[0]
+
+
+def test_warnings_of_a_small_study():
+    options = {"architectures": ("rankmixer",), "seeds": (0,), "budgets": (250_000,)}
+    table = study_results.table(**options)
+    tilted = table.with_columns(
+        polars.col("validation_ne") - polars.col("learning_rate") * 10
+        - polars.col("table_learning_rate"),
+        polars.lit(None, polars.Float64).alias("test_auc"),
+    )  # fmt: skip
+    warned = "\n".join(advice.warnings(findings.analyse(tilted, bootstrap=5)))
+    assert "Test AUC is undefined in 12 of 12" in warned
+    assert "One seed" in warned
+    assert "One data budget" in warned
+    assert "One architecture" in warned
+    assert "No plain DNN (dlrm_mlp)" in warned
+    assert "rankmixer, D = 128: the best learning rate, 0.009, is the highest tried" in warned
+    assert "the best table learning rate, 0.2, is the highest tried" in warned
+
+
+def test_a_good_study_has_none_of_them():
+    assert not [w for w in advice.warnings(analyse(seeds=(0, 1))) if "One " in w or "edge" in w]
