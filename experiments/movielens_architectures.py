@@ -4,8 +4,8 @@
 
 RAW: the folder of the unpacked set (docs/data.md). STUDY: where the log, the trials,
 results.parquet and report.html go; run it again and it goes on where it stopped.
-Made for two CPU cores and at most 100 minutes.
-See docs/studies.md for what came out.
+Meant for two CPU cores and at most 100 minutes; not run to its end yet.
+The protocol is in docs/studies.md.
 """
 
 import pathlib

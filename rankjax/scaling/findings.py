@@ -176,7 +176,7 @@ def _cells(rows: polars.DataFrame, by: list[str]) -> polars.DataFrame:
 def _spread(rows: polars.DataFrame, metric: str) -> tuple[float, int]:
     """Standard deviation over seeds, pooled over all sizes and budgets, and its freedom."""
     rows = _once(rows).filter(finite(f"test_{metric}"))
-    over = rows.group_by([*SIZE, "budget"]).agg(
+    over = rows.group_by([*SIZE, "budget"], maintain_order=True).agg(
         polars.col(f"test_{metric}").var().alias("var"), (polars.len() - 1).alias("freedom")
     )
     over = over.filter(polars.col("freedom") > 0)
