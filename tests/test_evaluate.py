@@ -23,9 +23,9 @@ def log(tmp_path_factory, truth):
     schema, files = tiny.columns(requests=300, candidates=6)
     u, v = np.random.default_rng(2).random((2, len(truth["p_click"])))
     files["impressions"]["click"] = (u < truth["p_click"]).astype(np.int8)
-    files["impressions"]["like"] = (
-        files["impressions"]["click"] * (v < truth["p_like"])
-    ).astype(np.int8)
+    files["impressions"]["like"] = (files["impressions"]["click"] * (v < truth["p_like"])).astype(
+        np.int8
+    )
     folder = tmp_path_factory.mktemp("log") / "log"
     return event_log.EventLog.open(event_log.write_log(folder, schema, **files, fingerprint={}))
 

@@ -2,17 +2,19 @@
 
 import json as json_text
 import pathlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import rich.console
 import rich.table
 import rich.text
+import tyro
 
 from rankjax.bench import loading, rounds, steps, tables
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
 from rankjax.scaling import presets
 
+Config = Annotated[rounds.Rounds, tyro.conf.arg(name="")]  # --rounds, not --config.rounds
 Organisation = Literal["impression", "request", "window"]
 WORLD = pathlib.Path("studies/bench/world")
 
@@ -21,7 +23,7 @@ def measure_loader(
     log: pathlib.Path | None = None,
     history: int = 50,
     batch: int = 512,
-    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
     out: pathlib.Path | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def measure_loader(
 def measure_embedding(
     rows: tuple[int, ...] = tables.ROWS,
     width: int = 16,
-    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
     out: pathlib.Path | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def measure_step(
     organisations: tuple[Organisation, ...] = ("request", "impression"),
     history: int = 50,
     batch: int = 512,
-    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
     out: pathlib.Path | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def measure_all(
     history: int = 50,
     batch: int = 512,
     rows: tuple[int, ...] = tables.ROWS,
-    config: rounds.Rounds = rounds.Rounds(),  # noqa: B008 (frozen)
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
     out: pathlib.Path | None = None,
     json: bool = False,
 ) -> dict[str, Any]:

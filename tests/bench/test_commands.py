@@ -35,9 +35,7 @@ def test_show_has_a_row_per_figure():
 
 def test_the_command_line_reaches_every_field(small, capsys):
     arguments = ["embedding", "--rows", "100", "200", "--rounds", "1", "--repeats", "1", "--json"]
-    tyro.extras.subcommand_cli_from_dict(
-        commands.COMMANDS, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    tyro.extras.subcommand_cli_from_dict(commands.COMMANDS, args=arguments)
     found = json.loads(capsys.readouterr().out)
     assert found["embedding"]["zipf"]["seconds"]["200"]["n"] == 1
 
