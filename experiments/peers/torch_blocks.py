@@ -232,7 +232,7 @@ class HSTU(nn.Module):
         positions = len(w["users"]) + config["history"] + 1
         layers = [HSTULayer(config, positions) for _ in range(config["layers"])]
         self.layers, self.positions = nn.ModuleList(layers), positions
-        self.norm = nn.LayerNorm(D, 1e-6)
+        self.enter, self.norm = nn.LayerNorm(D, 1e-6), nn.LayerNorm(D, 1e-6)
         hidden = lambda: nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, 1))
         self.heads = nn.ModuleList([hidden() for _ in range(config["tasks"])])
 
@@ -240,7 +240,7 @@ class HSTU(nn.Module):
         users = [layer(x)[:, None] for layer, x in zip(self.users, inputs.users, strict=True)]
         history = self.content(inputs.history_item) + self.event(inputs.history_event)
         candidates = self.content(inputs.candidate_item) + self.own(inputs.context)
-        x_rnd = torch.cat([*users, history, candidates], dim=1)
+        x_rnd = self.enter(torch.cat([*users, history, candidates], dim=1))
         relation = self.relation(inputs, len(users))
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
