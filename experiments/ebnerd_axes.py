@@ -11,7 +11,7 @@ The protocol is in docs/studies.md.
 import pathlib
 import sys
 
-from rankjax import train
+from rankjax import optim, train
 from rankjax.data import event_log
 from rankjax.data.sources import ebnerd
 from rankjax.scaling import presets, study, workers
@@ -19,7 +19,7 @@ from rankjax.scaling import presets, study, workers
 AXES = {
     "dlrm_mlp": {"width": (8, 32, 128, 512)},
     "dcnv2_din": {"width": (8, 32, 128, 512)},
-    "rankmixer": {"tokens": (2, 4, 8, 16), "layers": (1, 2, 4, 8), "width": (16, 32, 64, 128)},
+    "rankmixer": {"tokens": (2, 4, 8, 16), "layers": (1, 2, 4, 8), "width": (8, 16, 32, 64)},
     "hstu": {"history": (10, 25, 50, 100), "layers": (1, 2, 4, 8), "width": (8, 16, 32, 64)},
 }
 
@@ -33,11 +33,11 @@ def ask(log: event_log.EventLog) -> study.Study:
         history=50,
         max_candidates=16,
         budgets=(60_000, 240_000),
-        seeds=(0, 1),
+        seeds=(0, 1, 2),
         learning_rates=(1e-3, 3e-3, 9e-3),
         table_rates=(0.02, 0.05, 0.1),
         embedding_stds=(0.01, 0.05),
-        training=train.TrainConfig(batch=512),
+        training=train.TrainConfig(batch=256, optimizer=optim.OptimConfig(b2=0.99)),
         command="python experiments/ebnerd_axes.py RAW STUDY",
     )
 

@@ -11,7 +11,7 @@ The protocol is in docs/studies.md.
 import pathlib
 import sys
 
-from rankjax import train
+from rankjax import optim, train
 from rankjax.data import event_log
 from rankjax.data.sources import movielens
 from rankjax.scaling import presets, study, workers
@@ -19,7 +19,7 @@ from rankjax.scaling import presets, study, workers
 AXES = {
     "dlrm_mlp": {"width": (8, 32, 128, 512)},
     "dcnv2_din": {"width": (8, 32, 128, 512)},
-    "rankmixer": {"width": (16, 32, 64, 128)},
+    "rankmixer": {"width": (8, 16, 32, 64)},
     "hstu": {"width": (8, 16, 32, 64)},
 }
 
@@ -35,11 +35,11 @@ def ask(log: event_log.EventLog) -> study.Study:
         max_candidates=32,
         max_realtime=64,
         budgets=(200_000,),
-        seeds=(0, 1),
+        seeds=(0, 1, 2),
         learning_rates=(1e-3, 3e-3, 9e-3),
         table_rates=(0.02, 0.05, 0.1),
         embedding_stds=(0.01, 0.05),
-        training=train.TrainConfig(batch=512),
+        training=train.TrainConfig(batch=256, optimizer=optim.OptimConfig(b2=0.99)),
         command="python experiments/movielens_architectures.py RAW STUDY",
     )
 

@@ -42,6 +42,10 @@ class TableConfig:
 
     The rule for a row with gradient g [E]: acc += mean(g^2); row -= rate * g / (sqrt(acc) + eps),
     one float32 accumulator a row. The K biases of an id have an accumulator of their own.
+
+    scheduled: the rates follow the dense schedule too. Off, because Adagrad slows a row down by
+      the updates that this row has had, and a rate that falls with time starves the rows of items
+      that appear late in a pass over time.
     """
 
     width: int = 16  # E
@@ -52,6 +56,7 @@ class TableConfig:
     initial_accumulator: float = 0.0
     clip: float | None = None  # global norm of all row gradients of a step; None = off
     biases: bool = True  # K scalar biases per id, which start at 0
+    scheduled: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 1:

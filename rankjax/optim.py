@@ -1,4 +1,4 @@
-"""The optax chain of the dense parameters, and the schedule that the tables' rates follow too."""
+"""The optax chain of the dense parameters, and its schedules."""
 
 import dataclasses
 from collections.abc import Callable

@@ -87,9 +87,25 @@ def program(model_config: Any, schema: Schema, config: TrainConfig) -> Program:
     """The jitted step and scorer, shared by trials that differ in rates, seed or budget only."""
     still = dataclasses.replace(config.optimizer, learning_rate=1.0)
     tables = dataclasses.replace(
-        config.tables, init_std=1.0, learning_rate=1.0, bias_learning_rate=1.0
+        config.tables, init_std=1.0, learning_rate=1.0, bias_learning_rate=1.0, scheduled=False
     )
     return _program(model_config, schema, still, tables, config.task_weights)
+
+
+def rates_of(config: TrainConfig, steps: int) -> Callable[[int], dict[str, np.float32]]:
+    """step -> its learning rates: "dense" by the schedule, "tables" and "biases" by theirs."""
+    multiplier, tables = optim.multiplier(config.optimizer, steps), config.tables
+
+    def rates(step: int) -> dict[str, np.float32]:
+        share = float(multiplier(step))
+        sparse = share if tables.scheduled else 1.0
+        return {
+            "dense": np.float32(config.optimizer.learning_rate * share),
+            "tables": np.float32(tables.learning_rate * sparse),
+            "biases": np.float32(tables.bias_learning_rate * sparse),
+        }
+
+    return rates
 
 
 @functools.lru_cache(maxsize=16)
@@ -280,12 +296,7 @@ class _Loop:
     def go(self, state: State) -> State:
         total = len(self.batches)
         first = int(state.step)
-        multiplier = optim.multiplier(self.config.optimizer, total)
-        peaks = {
-            "dense": self.config.optimizer.learning_rate,
-            "tables": self.config.tables.learning_rate,
-            "biases": self.config.tables.bias_learning_rate,
-        }
+        rates = rates_of(self.config, total)
         key = jax.random.key(self.config.seed)
         self.began = saved = time.monotonic()
         self.state, self.first = state, first
@@ -295,9 +306,8 @@ class _Loop:
             _, batch = next(stream)
             self.seconds["wait"] += time.monotonic() - asked
             self._count(batch)
-            share = float(multiplier(step))
-            rates = {name: np.float32(peak * share) for name, peak in peaks.items()}
-            self.state, out = self.prog.step(self.state, batch.without_impression(), rates, key)
+            args = batch.without_impression(), rates(step), key
+            self.state, out = self.prog.step(self.state, *args)
             self.pending.append((step, batch.impression, out))
             if step == first:
                 out["loss"].block_until_ready()

@@ -11,7 +11,7 @@ from rankjax.data import event_log
 from tests import tiny
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
-WIDE, MIXER, SEQUENCE = (8, 32, 128, 512), (16, 32, 64, 128), (8, 16, 32, 64)
+WIDE, MIXER, SEQUENCE = (8, 32, 128, 512), (8, 16, 32, 64), (8, 16, 32, 64)
 
 
 def load(name: str):
@@ -41,10 +41,10 @@ def test_ebnerd_goes_along_every_axis_at_two_budgets(tmp_path):
         "hstu L": (1, 2, 4, 8),
         "hstu D": SEQUENCE,
     }
-    assert asked.budgets == (60_000, 240_000) and asked.seeds == (0, 1)
+    assert asked.budgets == (60_000, 240_000) and asked.seeds == (0, 1, 2)
     assert asked.learning_rates == (1e-3, 3e-3, 9e-3)
     assert asked.table_rates == (0.02, 0.05, 0.1) and asked.embedding_stds == (0.01, 0.05)
-    assert asked.training.batch == 512
+    assert asked.training.batch == 256
     for one in asked.ladders:
         for value, config in zip(one.values, one.configs):
             found = asked.samples_of(config)
@@ -60,7 +60,7 @@ def test_movielens_gives_windows_to_the_sequence_model_only(tmp_path):
         "rankmixer D": MIXER,
         "hstu D": SEQUENCE,
     }
-    assert asked.budgets == (200_000,) and asked.seeds == (0, 1)
+    assert asked.budgets == (200_000,) and asked.seeds == (0, 1, 2)
     for one in asked.ladders:
         windows = one.architecture == "hstu"
         for config in one.configs:

@@ -33,6 +33,20 @@ def chosen(log):
     return samples.build(log, config, "train")
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_the_tables_rates_stand_still_unless_they_are_scheduled(scheduled):
+    tables = dataclasses.replace(CONFIG.tables, scheduled=scheduled, bias_learning_rate=0.2)
+    rates = train.rates_of(dataclasses.replace(CONFIG, tables=tables), 100)
+    first, peak, last = rates(0), rates(5), rates(99)
+    assert first["dense"] == pytest.approx(3e-3 / 5)  # five steps of warm-up
+    assert peak["dense"] == pytest.approx(3e-3)
+    assert last["dense"] < 1e-5
+    for at in (first, peak, last):
+        share = at["dense"] / 3e-3 if scheduled else 1.0
+        assert at["tables"] == pytest.approx(0.1 * share)
+        assert at["biases"] == pytest.approx(0.2 * share)
+
+
 def leaves(tree):
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 

@@ -20,12 +20,16 @@ import rich.progress
 from rankjax.scaling import report, study
 
 # glibc gives a step's temporary buffer back to the system after every step once it exceeds 32 MB,
-# and the page faults of taking it anew cost as much as the step itself (73 -> 41 ms measured for
-# RankMixer of width 64). A process must start with these to keep its memory.
+# or 64 MB in the arena of a thread, and the page faults of taking it anew cost as much as the step
+# itself (RankMixer of width 64, batches of 512: 73 -> 41 ms with the thresholds, 80 -> 53 ms more
+# with one arena). A process must start with these to keep its memory. Huge pages save the misses of
+# address translation where a batch reads rows all over a large table.
 KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "MALLOC_TOP_PAD_": "67108864",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 
