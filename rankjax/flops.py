@@ -1,10 +1,11 @@
 """Exact FLOPs of a function, counted over its jaxpr, and their polynomial in sequence lengths.
 
 A multiply-add is 2 FLOPs: a product of [M, K] and [K, N] is 2 M N K. Every other arithmetic
-primitive is 1 per element that it writes, transcendental ones (exp, tanh, erf, logistic),
-comparisons and selects too. Reductions, running sums, sorts and adding scatters are 1 per element
-that they read. What only moves or makes data (gather, transpose, reshape, broadcast, slice,
-concatenate, iota, dtype conversion, random bits, collectives) is 0. Papers print the matmul part.
+primitive is 1 per number that it writes, transcendental ones (exp, tanh, erf, logistic) too.
+Reductions, running sums, sorts and adding scatters are 1 per number that they read. Numbers are
+floating-point ones: arithmetic on integers and booleans (positions, masks) and comparisons are 0,
+and so is what only moves or makes data (gather, select, transpose, reshape, broadcast, slice,
+concatenate, iota, dtype conversion, random bits, collectives). Papers print the matmul part.
 """
 
 import collections
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -25,18 +27,18 @@ def _names(words: str) -> frozenset[str]:
 
 MATMUL = frozenset({"dot_general", "conv_general_dilated"})
 
-# 1 per element of the first output.
+# 1 per element of the first output, where that is floating-point.
 ELEMENTWISE = _names(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz cos cosh digamma
     div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
     log1p log2 logistic lt max min mul ne neg nextafter not or population_count pow reciprocal rem
-    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
+    round rsqrt shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
     square sub tan tanh xor
     """
 )
 
-# 1 per element of the first operand.
+# 1 per element of the first operand, where that is floating-point.
 READING = _names(
     """
     approx_top_k argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and
@@ -56,7 +58,7 @@ FREE = _names(
     layout_constraint name optimization_barrier pad philox2x32 philox4x32 platform_index pmax pmin
     ppermute psum psum_invariant pvary random_bits random_clone random_fold_in random_seed
     random_split random_unwrap random_wrap reduce_precision reduce_scatter reshape reshard rev
-    rng_bit_generator rng_uniform scatter sharding_constraint slice split squeeze stack
+    rng_bit_generator rng_uniform scatter select_n sharding_constraint slice split squeeze stack
     stop_gradient threefry2x32 threefry4x32 tie tile transpose unstack zeros_like
     """
 )
@@ -138,15 +140,15 @@ def _count_equation(eqn: Any, trips: Iterator[int]) -> collections.Counter[str]:
     elif name == "conv_general_dilated":
         n = _convolution(eqn)
     elif name in ELEMENTWISE:
-        n = _size(eqn.outvars[0])
+        n = _numbers(eqn.outvars[0])
     elif name == "polynomial":  # Horner: operands are x and the degree + 1 coefficients
         n = 2 * (len(eqn.invars) - 2) * _size(eqn.outvars[0])
     elif name == "one_minus_square":
         n = 2 * _size(eqn.outvars[0])
     elif name in READING:
-        n = _size(eqn.invars[0])
+        n = _numbers(eqn.invars[0])
     elif name in ADDING_SCATTERS:
-        n = _size(eqn.invars[2])
+        n = _numbers(eqn.invars[2])
     else:
         raise NotImplementedError(
             f"flops.count: primitive {name!r} has no rule; a kernel that hides its work is counted "
@@ -198,6 +200,11 @@ def _devices(eqn: Any) -> int:
 
 def _size(v: Any) -> int:
     return math.prod(v.aval.shape)
+
+
+def _numbers(v: Any) -> int:
+    """Floating-point elements: 0 for integers and booleans."""
+    return _size(v) if jnp.issubdtype(v.aval.dtype, jnp.inexact) else 0
 
 
 def _dot_general(eqn: Any) -> int:

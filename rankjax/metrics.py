@@ -304,6 +304,21 @@ def oracle_alarm(logits, labels, p_true, weights=None, alpha: float = 1e-6) -> O
     )  # fmt: skip
 
 
+def learned_parts(logits: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """How much of each part of a true logit a model has learned: {part: slope}, 1 = all of it.
+
+    The slopes of one least-squares regression, with intercept, of the model's logits [n] on the
+    true parts, each [n]. A part that the model makes up for by a correlated one shows there.
+    Raises ValueError where the rows are fewer than the slopes.
+    """
+    x_np = np.stack([np.asarray(part, np.float64) for part in parts.values()], axis=1)
+    if len(x_np) <= x_np.shape[1]:
+        raise ValueError(f"learned_parts: found {len(x_np)} rows, expected > {x_np.shape[1]}")
+    x_np = x_np - x_np.mean(axis=0)  # in place of an intercept
+    slopes = np.linalg.lstsq(x_np, np.asarray(logits, np.float64), rcond=None)[0]
+    return dict(zip(parts, map(float, slopes)))
+
+
 def summarize(
     logits, labels, weights, user, request, schema: Schema, ks: Sequence[int] = (5, 10)
 ) -> dict[str, dict[str, Any]]:

@@ -1,11 +1,13 @@
 """Commands print one JSON object when asked; mistakes end with one line and exit status 2."""
 
 import json
+import sys
 
 import pytest
 
 from rankjax import cli, doctor
 from rankjax.data import event_log
+from rankjax.scaling import workers
 from tests import tiny
 
 
@@ -115,3 +117,30 @@ def test_ctrl_c_says_that_it_may_go_on(capsys, monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "doctor", stopped)
     status, _, err = run(capsys, "doctor")
     assert status == 130 and "run it again" in err
+
+
+def test_training_starts_again_with_memory_that_it_keeps_once(monkeypatch, capsys):
+    started = []
+
+    def execve(path, argv, environment):
+        started.append((path, argv, environment))
+        raise SystemExit(0)  # the process ends here
+
+    monkeypatch.setattr(cli.os, "execve", execve)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "bin/rankjax", "bench", "--nothing"])
+    monkeypatch.setattr(sys, "argv", ["bin/rankjax", "bench", "--nothing"])
+    for name in workers.KEEP_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "mine")
+    with pytest.raises(SystemExit):
+        cli.main()
+    (path, argv, environment) = started[0]
+    assert path == argv[0] == sys.executable and argv[1:] == ["bin/rankjax", "bench", "--nothing"]
+    assert environment == {**workers.KEEP_MEMORY, **cli.os.environ}
+    assert environment["GLIBC_TUNABLES"] == "mine"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        cli.main()  # now it goes on, and refuses the argument
+    assert len(started) == 1 and "--nothing" in capsys.readouterr().err

@@ -42,8 +42,8 @@ def test_ebnerd_goes_along_every_axis_at_two_budgets(tmp_path):
         "hstu D": SEQUENCE,
     }
     assert asked.budgets == (60_000, 240_000) and asked.seeds == (0, 1, 2)
-    assert asked.learning_rates == (1e-3, 3e-3, 9e-3)
-    assert asked.table_rates == (0.02, 0.05, 0.1) and asked.embedding_stds == (0.01, 0.05)
+    assert asked.learning_rates == (3e-4, 1e-3, 3e-3, 9e-3)
+    assert asked.table_rates == (0.005, 0.015, 0.05) and asked.embedding_stds == (0.01, 0.05)
     assert asked.training.batch == 256
     for one in asked.ladders:
         for value, config in zip(one.values, one.configs):

@@ -253,3 +253,14 @@ def test_alarm_refuses_what_it_cannot_judge():
         metrics.oracle_alarm([0.0], [1], 0.5, [2.0])
     with pytest.raises(metrics.UndefinedMetric, match="no weight"):
         metrics.oracle_alarm([0.0], [1], 0.5, [0.0])
+
+
+def test_learned_parts_finds_the_share_of_each_correlated_part():
+    rng = np.random.default_rng(0)
+    a, noise = rng.normal(size=(2, 500))
+    b = 0.7 * a + rng.normal(size=500)
+    found = metrics.learned_parts(3 + 0.5 * a + 0.2 * b, {"a": a, "b": b, "noise": noise})
+    assert list(found) == ["a", "b", "noise"]
+    np.testing.assert_allclose(list(found.values()), [0.5, 0.2, 0], atol=1e-12)
+    with pytest.raises(ValueError, match="2 rows, expected > 3"):
+        metrics.learned_parts(a[:2], {"a": a[:2], "b": b[:2], "noise": noise[:2]})

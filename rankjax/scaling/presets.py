@@ -48,8 +48,8 @@ WORLD_TRAINING = train.TrainConfig(
 )
 
 
-def model(architecture: str, tasks: int, **sizes: int | None) -> Any:
-    """The small Config of an architecture, with the sizes given (None or no such field: kept).
+def model(architecture: str, tasks: int, **sizes: Any) -> Any:
+    """The small Config of an architecture, with the fields given (None or no such field: kept).
 
     Raises:
       ValueError: unknown architecture, or a size that it refuses.
@@ -66,7 +66,7 @@ def ladders(
     architecture: str,
     tasks: int,
     axes: dict[str, tuple[int, ...]] | None = None,
-    **sizes: int | None,
+    **sizes: Any,
 ) -> tuple[ladder.Ladder, ...]:
     """One ladder for each field of `axes` (default: LADDERS) around `model(...)`."""
     base = model(architecture, tasks, **sizes)
@@ -94,10 +94,12 @@ def study_of(
     history: int = 50,
     windows: bool = False,
     axes: dict[str, dict[str, tuple[int, ...]]] | None = None,
+    fields: dict[str, dict[str, Any]] | None = None,
     **settings: Any,
 ) -> study.Study:
     """A study of these architectures on a log, along every axis of LADDERS (or of `axes`).
 
+    fields: {architecture: fields of its Config} in place of those of SMALL.
     windows: sequence models take windows and the others single impressions (logs without
     requests); else all take requests. `settings` are fields of study.Study.
     """
@@ -110,7 +112,8 @@ def study_of(
         sizes["realtime"] = settings.get("max_realtime", study.Study.max_realtime)
     found: tuple[ladder.Ladder, ...] = ()
     for name in architectures:
-        found += ladders(name, len(log.schema.tasks), axes[name], **sizes)
+        own = {**sizes, **(fields or {}).get(name, {})}
+        found += ladders(name, len(log.schema.tasks), axes[name], **own)
     organisations = tuple(
         (name, ("window" if name in SEQUENCE else "impression") if windows else "request")
         for name in architectures

@@ -95,8 +95,12 @@ def run(
             scored[span] = score_span(spec, log, done.state, span)
     except train.NonFiniteLoss as error:  # an outcome (a rate too high), not an accident
         result["failed"] = str(error)
+    undefined = {}
     for span in ("validation", "test", "progressive"):
-        result |= _metrics(log, span, scored.get(span))
+        found, undefined[span] = _metrics(log, span, scored.get(span))
+        result |= found
+    undefined = {span: reasons for span, reasons in undefined.items() if reasons}
+    result["undefined"] = json.dumps(undefined) if undefined else None
     result |= _oracle(log, scored, spec.samples.organisation)
     learning = max(seconds["total"] - seconds["first"], 1e-9)
     timing = {
@@ -135,12 +139,16 @@ def restore(spec: Trial, log: event_log.EventLog, folder: pathlib.Path) -> train
 
 def _metrics(
     log: event_log.EventLog, span: str, scored: evaluate.Scored | None
-) -> dict[str, float | None]:
-    """The primary task's metrics as columns `<span>_<metric>`; null where undefined or not read."""
-    found = {}
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The primary task's metrics as columns `<span>_<metric>`; null where undefined or not read.
+
+    And {metric: why it is undefined}.
+    """
+    found: dict[str, Any] = {}
     if scored is not None:
         found = evaluate.summarize(log, scored)[log.schema.primary_task]
-    return {f"{span}_{name}": found.get(name) for name in METRICS}
+    reasons = {k: v for k, v in found.get("undefined", {}).items() if k in METRICS}
+    return {f"{span}_{name}": found.get(name) for name in METRICS}, reasons
 
 
 def _oracle(
@@ -177,6 +185,7 @@ def sizes(spec: Trial, schema: Schema, batches: loader.Batches) -> dict[str, Any
     per_sample = forward_flops(config, schema, spec.training.tables.width, one_time)
     shapes = np.array([batches.shape(step) for step in range(len(batches))])
     padded = np.repeat(shapes, batches.batch_samples, axis=0).T  # (S, C) of each row
+    matmul = forward_flops(config, schema, spec.training.tables.width, one_time, "matmul")
     flops_valid = 3 * float(per_sample((history, candidates)).sum()) / valid
     return {
         "dense_params": dense_params(config, schema, spec.training.tables.width),
@@ -186,6 +195,7 @@ def sizes(spec: Trial, schema: Schema, batches: loader.Batches) -> dict[str, Any
         "width": fields.get(axes.get("D", "")),
         "flops": 3 * float(per_sample(tuple(padded)).sum()) / valid,
         "flops_valid": flops_valid,
+        "flops_matmul": 3 * float(matmul((history, candidates)).sum()) / valid,  # of flops_valid
         "training_flops": flops_valid * valid,
         "padding_share": 1 - float((history.sum() + valid) / padded.sum()),
         "learning_rate": spec.training.optimizer.learning_rate,
@@ -198,13 +208,23 @@ def sizes(spec: Trial, schema: Schema, batches: loader.Batches) -> dict[str, Any
     }
 
 
-@functools.lru_cache(maxsize=64)
-def forward_flops(config: Any, schema: Schema, width: int, one_time: bool) -> flops.Polynomial:
+def forward_flops(
+    config: Any, schema: Schema, width: int, one_time: bool, part: str = "total"
+) -> flops.Polynomial:
     """Forward FLOPs of one sample as an exact polynomial in its (history, candidates) lengths.
 
     Counted over the jaxpr of the training forward, look-up excluded, heads and pruning included,
-    attention as its reference writes it, whatever runs.
+    attention as its reference writes it, whatever runs. part: "total", "matmul" or "elementwise".
     """
+    points = _forward_counts(config, schema, width, one_time)
+    return flops.Polynomial.fit([(at, getattr(counted, part)) for at, counted in points])
+
+
+@functools.lru_cache(maxsize=64)
+def _forward_counts(
+    config: Any, schema: Schema, width: int, one_time: bool
+) -> list[tuple[tuple[int, int], flops.Flops]]:
+    """Counts at enough lengths for a polynomial of degree 2 in each."""
     if "implementation" in dataclasses.asdict(config):
         config = dataclasses.replace(config, implementation="reference")
     model = models.MODELS[ladder.architecture_of(config)](config)
@@ -218,8 +238,8 @@ def forward_flops(config: Any, schema: Schema, width: int, one_time: bool) -> fl
     points = []
     for s, c in [(s, c) for s in (1, 2, 3) for c in (1, 2, 3)] + [(5, 4)]:
         features = abstract_features(schema, width, 1, s, c, one_time)
-        points.append(((s, c), flops.count(forward, features, params).total))
-    return flops.Polynomial.fit(points)
+        points.append(((s, c), flops.count(forward, features, params)))
+    return points
 
 
 def dense_params(config: Any, schema: Schema, width: int) -> int:

@@ -13,7 +13,7 @@ from rankjax import embedding, flops, models, optim, train
 from rankjax.data import event_log, samples
 from rankjax.data.sources import synthetic
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
-from rankjax.scaling import trial
+from rankjax.scaling import presets, trial
 from rankjax.schema import Feature, Table
 from tests import tiny
 
@@ -65,6 +65,21 @@ def test_flops_of_a_sample_are_exact_at_other_lengths(name, one_time, log):
         assert float(per_sample((history, candidates))) == direct > 0
 
 
+def test_a_metric_without_a_value_keeps_its_reason(tmp_path):
+    """No click in the validation span: its AUC does not exist, and the row says why."""
+    log = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=150, events=400))
+    files = {name: dict(log.columns[name]) for name in event_log.FILES}
+    files["impressions"]["click"] = np.where(
+        files["impressions"]["span"] == 1, 0, files["impressions"]["click"]
+    ).astype(np.int8)
+    path = event_log.write_log(tmp_path / "none", log.schema, **files, fingerprint={"clicks": 0})
+    spec = spec_of(CONFIGS["dlrm_mlp"])
+    result, _ = trial.run(spec, event_log.EventLog.open(path), tmp_path / "trial", test=True)
+    assert result["validation_auc"] is None and result["test_auc"] is not None
+    reasons = json.loads(result["undefined"])
+    assert "auc" in reasons["validation"] and "test" not in reasons
+
+
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_parameters_are_those_of_the_state(name, log):
     spec = spec_of(CONFIGS[name])
@@ -101,7 +116,7 @@ def test_padding_and_flops_by_hand(name, one_time, log):
     assert 0 < sizes["padding_share"] < 1
     assert sizes["flops"] == pytest.approx(3 * padded / candidates)
     assert sizes["flops_valid"] == pytest.approx(3 * own / candidates)
-    assert sizes["flops_valid"] < sizes["flops"]
+    assert sizes["flops_matmul"] < sizes["flops_valid"] < sizes["flops"]
     assert sizes["training_flops"] == pytest.approx(3 * own)
     assert candidates == len(chosen.impressions)
 
@@ -189,7 +204,8 @@ def test_restored_state_scores_as_the_run_did(log, tmp_path):
     scored = trial.score_span(spec, log, state, "validation")
     rows = np.flatnonzero(log.column("impressions", "span") == 1)
     np.testing.assert_array_equal(np.sort(scored.impression), rows)
-    assert trial._metrics(log, "validation", scored)["validation_ne"] == result["validation_ne"]
+    again, undefined = trial._metrics(log, "validation", scored)
+    assert again["validation_ne"] == result["validation_ne"] and undefined == {}
 
 
 def test_a_diverged_run_is_a_row(log, tmp_path):
@@ -279,3 +295,26 @@ def test_progressive_predictions_of_windows_are_no_alarm(world, tmp_path, monkey
     assert trial._oracle(log, spans, "window")["alarm"] is False
     spans["validation"] = scored("validation", True)
     assert trial._oracle(log, spans, "window")["alarm"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["rankmixer", "hstu"])
+def test_on_the_world_a_larger_size_comes_closer_to_the_oracle(architecture, tmp_path):
+    """By more than .003 NE, and by more than two seeds of one size differ; the alarm is silent."""
+    made = synthetic.prepare(synthetic.WORLD_SMALL, tmp_path / "world")
+    log = event_log.EventLog.open(made)
+    asked = presets.study_of(
+        log, architectures=(architecture,), history=20, max_candidates=16,
+        training=presets.WORLD_TRAINING,
+    )  # fmt: skip
+    gaps = {}
+    for width in (8, 32):
+        model = presets.model(architecture, 2, width=width, history=20)
+        for seed in (0, 1):
+            spec = asked.trial(model, rate=3e-3, table_rate=0.1, std=0.05, budget=None, seed=seed)
+            row, _ = trial.run(spec, log, tmp_path / f"{width}-{seed}", test=True)
+            assert row["alarm"] is False
+            gaps[width, seed] = row["test_ne"] - row["oracle_ne"]
+    spread = max(abs(gaps[width, 0] - gaps[width, 1]) for width in (8, 32))
+    closer = (gaps[8, 0] + gaps[8, 1] - gaps[32, 0] - gaps[32, 1]) / 2
+    assert closer > max(0.003, spread), gaps
