@@ -96,6 +96,14 @@ def restore(folder: pathlib.Path, like: Tree, step: int | None = None) -> tuple[
     return found["state"], found["meta"]
 
 
+def _step_of(line: str) -> float:
+    """Of a line of metrics; a line that a killed run left half-written counts as later than all."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
+
+
 class Journal:
     """A run's folder: checkpoints, predictions made before each update, and lines of metrics.
 
@@ -127,8 +135,10 @@ class Journal:
         self.saved_step, self.saved_parts = step, len(self.scored)
         lines = self.folder / "metrics.jsonl"
         if lines.exists():
-            kept = [x for x in lines.read_text().splitlines() if json.loads(x)["step"] <= step]
-            lines.write_text("".join(f"{x}\n" for x in kept))
+            kept = [x for x in lines.read_text().splitlines() if _step_of(x) <= step]
+            temporary = lines.with_suffix(".tmp")
+            temporary.write_text("".join(f"{x}\n" for x in kept))
+            temporary.rename(lines)
         from tensorboardX import SummaryWriter  # imported late: it costs half a second
 
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)

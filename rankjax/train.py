@@ -330,11 +330,12 @@ class _Loop:
 
     def flush(self) -> None:
         """Fetches what the last steps computed, checks it, and writes a line of metrics."""
-        pending, self.pending = self.pending, []
-        if not pending:
+        if not self.pending:
             return
         elapsed = time.monotonic() - self.began
-        for step, impression, out in pending:
+        losses = []
+        while self.pending:
+            step, impression, out = self.pending[0]
             if not bool(out["ok"]):
                 self.journal.save(self.state)
                 raise NonFiniteLoss(
@@ -346,12 +347,15 @@ class _Loop:
                     step,
                     self.state,
                 )
-            self.journal.scored.append((impression, np.asarray(out["logits"])))
-        step, _, out = pending[-1]
+            scored = impression, np.asarray(out["logits"])
+            losses.append(float(out["loss"]))
+            # Fetching waits for the device; a Ctrl-C there must find the step still pending.
+            del self.pending[0]
+            self.journal.scored.append(scored)
         self.journal.write(
             {
                 "step": step + 1,
-                "loss": float(np.mean([float(o["loss"]) for _, _, o in pending])),
+                "loss": float(np.mean(losses)),
                 **{k: float(v) for k, v in out["parts"].items()},
                 **{f"grad_norm/{k}": float(v) for k, v in out["grad_norm"].items()},
                 "padding_share": 1 - self.valid / max(self.slots, 1),

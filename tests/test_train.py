@@ -130,6 +130,36 @@ def test_a_stopped_run_ends_with_the_same_bits(how, log, chosen, tmp_path):
     assert list((tmp_path / "stopped" / "tensorboard").glob("events*"))
 
 
+def test_a_ctrl_c_while_results_are_fetched_loses_none(log, chosen, tmp_path, monkeypatch):
+    """Nearly all of a run's time is spent there."""
+    whole = train.run(log, MODEL, CONFIG, chosen, tmp_path / "whole")
+    fetch, left = np.asarray, [5]
+
+    def interrupted(x, *args, **kwargs):
+        if isinstance(x, jax.Array) and x.ndim == 3:  # logits
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+        return fetch(x, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train.np, "asarray", interrupted)
+        train.run(log, MODEL, CONFIG, chosen, tmp_path / "stopped")
+    again = train.run(log, MODEL, CONFIG, chosen, tmp_path / "stopped")
+    assert again.steps_now < len(train.batches(log, CONFIG, chosen))
+    np.testing.assert_array_equal(again.progressive.impression, whole.progressive.impression)
+    np.testing.assert_array_equal(again.progressive.logits, whole.progressive.logits)
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_dropped(log, chosen, tmp_path):
+    train.run(log, MODEL, CONFIG, chosen, tmp_path)
+    lines = tmp_path / "metrics.jsonl"
+    written = lines.read_text()
+    lines.write_text(written + '{"step": 7, "lo')
+    train.run(log, MODEL, CONFIG, chosen, tmp_path)
+    assert lines.read_text() == written
+
+
 def test_predictions_without_their_checkpoint_are_dropped(log, chosen, tmp_path):
     """Killed between the predictions' file and the checkpoint that covers it."""
     whole = train.run(log, MODEL, CONFIG, chosen, tmp_path)

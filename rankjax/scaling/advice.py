@@ -35,7 +35,8 @@ def advise(found: findings.Findings, metric: str = "ne") -> dict:
     parts = [_axis_words(name, axes[name], metric) for name in chosen if axes[name]["axes"]]
     if winner:
         rivals = ", ".join(n for n in names if n != winner)
-        lead = f"Scale {winner}, which is ahead of {rivals} in the training FLOPs that both cover; "
+        lead = f"Scale {winner}, which is ahead of {rivals} at the most training FLOPs that both "
+        lead += "cover; "
         sentence = lead + (parts[0] if parts else f"which axis is open: {axes[winner]['reason']}")
     elif parts:
         lead = "" if len(names) == 1 else "No architecture is decidedly ahead; "
@@ -91,6 +92,8 @@ def _axes(found, name: str, metric: str) -> dict:
     slope = out["first"] = first["slope"]
     if slope.better <= 0:
         why = slope.method if slope.low is None else "its interval includes 0"
+        if slope.doublings < 1:
+            why = slope.warnings[-1]
         return {**out, "reason": f"even the steepest slope, along {slope.axis}, is open ({why})"}
     other = {r["slope"].axis: r["slope"] for r in rest}
     out["axes"] = [slope.axis] + [a for a in first["overlap"] if other[a].better > 0]

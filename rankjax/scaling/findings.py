@@ -97,8 +97,8 @@ def analyse(results: polars.DataFrame, *, baseline="dlrm_mlp", bootstrap: int = 
     found = _slopes(usable)
     envelope = {m: _envelope(points, m) for m in METRICS}
     names = usable["architecture"].unique(maintain_order=True).to_list()
-    alarm = final["alarm"].drop_nulls()
-    rang = final.filter(polars.col("alarm"))["trial"].unique(maintain_order=True).to_list()
+    alarm = trials.unique("trial")["alarm"].drop_nulls()  # sweeps are judged too
+    rang = trials.filter(polars.col("alarm"))["trial"].unique(maintain_order=True).to_list()
     oracle = usable["oracle_ne"].drop_nulls()
     return Findings(
         trials=trials, final=usable, cells=cells, spread=spread, curves=curves, slopes=found,
@@ -262,11 +262,11 @@ def _frontier_curves(final, points, bootstrap) -> list[Curve]:
 
 
 def _envelope(points: polars.DataFrame, metric: str) -> polars.DataFrame:
-    """The cells on the compute-optimal frontier of the seed means."""
-    points = points.filter(finite(f"test_{metric}"))
+    """The cells on the compute-optimal frontier of the seed means, chosen on validation."""
+    points = points.filter(finite(f"test_{metric}"), finite(f"validation_{metric}"))
     keep = fit.frontier(
         points["training_flops"].to_numpy(),
-        points[f"test_{metric}"].to_numpy(),
+        points[f"validation_{metric}"].to_numpy(),
         lower_is_better=slopes.lower_is_better(metric),
     )
     return points[keep]

@@ -384,7 +384,7 @@ def _protocol(found, study: dict) -> str:
     known = ("organisations", "history", "budgets", "seeds", "learning_rates", "table_rates")
     known += ("embedding_stds",)
     rows += [[k.replace("_", " "), json.dumps(asked[k])] for k in known if k in asked]
-    training = asked.get("train")
+    training = asked.get("training")
     if isinstance(training, dict):
         rows += [
             [k.replace("_", " "), json.dumps(v)]

@@ -55,7 +55,8 @@ class Slope:
 
     low, high: 95% interval, None where the data give none. levels, seeds: distinct sizes (or
     budgets) and seeds behind it. method: how the interval was made, in words.
-    better: +1 if the interval lies on the improving side of 0, -1 on the other, 0 if it holds 0.
+    better: +1 if the interval lies on the improving side of 0, -1 on the other, 0 if it holds 0 or
+    the sizes span less than one doubling. doublings: log2 of the largest over the smallest FLOPs.
     """
 
     architecture: str
@@ -69,6 +70,7 @@ class Slope:
     points: int
     method: str
     better: int
+    doublings: float = 0.0
     warnings: tuple[str, ...] = ()
 
 
@@ -191,9 +193,13 @@ def axis_slope(rows: polars.DataFrame, metric: str = "ne", axis: str | None = No
     better = 0 if low is None or low <= 0 <= high else int(np.sign(value)) * sign
     bent = "the points bend away from a straight line: the slope is an average over the ladder"
     warnings = (bent,) if solved.bent else ()
+    doublings = max(float(np.ptp(x[pairs == p])) for p in set(pairs))
+    if doublings < 1:  # a gain per doubling would be an extrapolation
+        better = 0
+        warnings += (f"the sizes span {doublings:.2f} doublings of training FLOPs, less than one",)
     return Slope(
         **shared, per_doubling=value, low=low, high=high, method=method, better=better,
-        warnings=warnings,
+        doublings=doublings, warnings=warnings,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from rankjax import checkpoint, embedding, evaluate, flops, models, train
 from rankjax.batch import Features
 from rankjax.data import event_log, loader, samples
 from rankjax.data.sources import synthetic
-from rankjax.scaling import ladder
+from rankjax.scaling import folders, ladder
 from rankjax.schema import Schema
 
 METRICS = ("ne", "auc", "log_loss", "gauc", "pcoc", "request_auc", "request_mrr", "request_ndcg10")
@@ -76,9 +76,9 @@ def run(
 
     The held-out metrics are of the validation span and, only if `test`, of the test span; the
     progressive ones of the training span, each batch predicted before it was learned from.
+    Raises ValueError where the folder holds another trial.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trial.json").write_text(json.dumps(spec.describe(), indent=1))
+    _claim(spec, log, folder)
     began = time.monotonic()
     train_samples = _samples(log, spec.samples, "train", spec.budget)
     result = {"trial": spec.id, "architecture": spec.architecture, "seed": spec.training.seed}
@@ -101,7 +101,8 @@ def run(
         result |= found
     undefined = {span: reasons for span, reasons in undefined.items() if reasons}
     result["undefined"] = json.dumps(undefined) if undefined else None
-    result |= _oracle(log, scored, spec.samples.organisation)
+    ordered = spec.samples.organisation != "window" and spec.training.order == "time"
+    result |= _oracle(log, scored, ordered)
     learning = max(seconds["total"] - seconds["first"], 1e-9)
     timing = {
         "trial": spec.id,
@@ -116,6 +117,23 @@ def run(
         "device": jax.devices()[0].device_kind,
     }
     return result, timing
+
+
+def _claim(spec: Trial, log: event_log.EventLog, folder: pathlib.Path) -> None:
+    """Writes trial.json, or checks that the one that lies there is of the same trial and log."""
+    asked = json.loads(json.dumps({**spec.describe(), "log": log.fingerprint}))
+    path = folder / "trial.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        folders.write_atomically(path, json.dumps(asked, indent=1).encode())
+        return
+    found = json.loads(path.read_text())
+    for key, want in asked.items():
+        if found.get(key) != want:
+            raise ValueError(
+                f"{path}: another trial lies here; found {key}={found.get(key)}, expected {want}. "
+                "Use another folder, or the settings of this one."
+            )
 
 
 def score_span(
@@ -154,18 +172,19 @@ def _metrics(
 def _oracle(
     log: event_log.EventLog,
     scored: dict[str, evaluate.Scored],
-    organisation: str,
+    ordered: bool,
 ) -> dict[str, Any]:
     """On the world: the oracle's NE on the evaluated impressions, and whether an alarm rang.
 
-    A window is learned from whole, so that later batches know earlier times of other users:
-    progressive predictions of windows are not from the past only, and the alarm skips them.
+    ordered: training went in time order. A window is learned from whole, and a shuffled batch from
+    any time, so that later batches know earlier times of other users: those progressive
+    predictions are not from the past only, and the alarm skips them.
     """
     path = synthetic.truth_path(log.folder)
     if path is None or not scored:
         return {"oracle_ne": None, "alarm": None}
     truth = synthetic.load_truth(log.folder)
-    spans = [s for s in scored if s != "progressive" or organisation != "window"]
+    spans = [s for s in scored if s != "progressive" or ordered]
     rang = any(a.alarm for s in spans for a in evaluate.alarms(log, scored[s], truth).values())
     held_out = scored.get("test", scored["validation"])
     p = truth[f"p_{log.schema.primary_task}"][held_out.impression]

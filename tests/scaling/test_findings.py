@@ -54,6 +54,18 @@ def test_the_frontier_holds_no_dominated_size(found):
         assert (cells[f"test_{metric}"] * sign).diff().drop_nulls().max() < 0
 
 
+def test_the_frontier_is_chosen_on_validation():
+    """A size whose test loss alone is lucky stays off the frontier."""
+    rows = study_results.table(architectures=("dlrm_mlp",), seeds=(0,), noise=0.0)
+    lucky = polars.col("axis_value") == 64
+    rows = rows.with_columns(
+        polars.when(lucky).then(0.5).otherwise(polars.col("test_ne")).alias("test_ne"),
+        polars.when(lucky).then(0.99).otherwise(polars.col("validation_ne")).alias("validation_ne"),
+    )
+    envelope = findings.analyse(rows, bootstrap=5).envelope["ne"]
+    assert len(envelope) and 64 not in envelope["width"].to_list()
+
+
 def test_sweeps_say_the_best_and_the_edge(found):
     assert {row["best"] for row in found.rates} == {3e-3}
     assert {row["edge"] for row in found.rates} == {None}

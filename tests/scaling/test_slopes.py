@@ -103,6 +103,18 @@ def test_one_seed_and_two_sizes_have_no_interval():
     assert "no difference" in alone.method
 
 
+def test_less_than_one_doubling_decides_nothing():
+    rows = finals(noise=1e-5)
+    rows = rows.filter(polars.col("architecture") == "rankmixer", polars.col("axis") == "D")
+    rows = rows.filter(polars.col("budget") == 1_000_000)
+    whole = slopes.axis_slope(rows)
+    assert whole.better == 1 and whole.doublings == pytest.approx(3 * 1.7)
+    flops = polars.col("training_flops")
+    narrow = slopes.axis_slope(rows.with_columns((flops.log() * 0.15).exp()))
+    assert narrow.better == 0 and narrow.high < 0  # the interval excludes 0, the span is too short
+    assert "span 0.7" in narrow.warnings[-1]
+
+
 def test_undefined_metrics_are_left_out():
     rows = finals(architectures=("rankmixer",), budgets=(250_000,), axes=("D",))
     broken = rows.with_columns(

@@ -65,6 +65,18 @@ def test_flops_of_a_sample_are_exact_at_other_lengths(name, one_time, log):
         assert float(per_sample((history, candidates))) == direct > 0
 
 
+def test_a_folder_of_another_trial_is_refused(log, tmp_path):
+    """Its checkpoint would pass for what was asked."""
+    spec = spec_of(CONFIGS["dlrm_mlp"])
+    trial.run(spec, log, tmp_path, test=False)
+    faster = spec_of(CONFIGS["dlrm_mlp"], optimizer=optim.OptimConfig(learning_rate=0.02))
+    with pytest.raises(ValueError, match=r"another trial lies here; found training=.*0\.001"):
+        trial.run(faster, log, tmp_path, test=False)
+    other = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=150, events=401))
+    with pytest.raises(ValueError, match="another trial lies here; found log="):
+        trial.run(spec, other, tmp_path, test=False)
+
+
 def test_a_metric_without_a_value_keeps_its_reason(tmp_path):
     """No click in the validation span: its AUC does not exist, and the row says why."""
     log = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=150, events=400))
@@ -291,10 +303,10 @@ def test_progressive_predictions_of_windows_are_no_alarm(world, tmp_path, monkey
 
     spans = {"progressive": scored("train", True), "validation": scored("validation", False)}
     spans["validation"].logits[:, 1] = spans["validation"].logits[:, 0]
-    assert trial._oracle(log, spans, "request")["alarm"] is True
-    assert trial._oracle(log, spans, "window")["alarm"] is False
+    assert trial._oracle(log, spans, True)["alarm"] is True
+    assert trial._oracle(log, spans, False)["alarm"] is False
     spans["validation"] = scored("validation", True)
-    assert trial._oracle(log, spans, "window")["alarm"] is True
+    assert trial._oracle(log, spans, False)["alarm"] is True
 
 
 @pytest.mark.slow
