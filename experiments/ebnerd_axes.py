@@ -36,7 +36,7 @@ def ask(log: event_log.EventLog) -> study.Study:
         history=50,
         max_candidates=16,
         budgets=(60_000, 240_000),
-        seeds=(0, 1, 2),
+        seeds=(0, 1),
         learning_rates=(3e-4, 1e-3, 3e-3, 9e-3),
         table_rates=(0.005, 0.015, 0.05),
         embedding_stds=(0.01, 0.05),

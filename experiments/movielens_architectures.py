@@ -35,7 +35,7 @@ def ask(log: event_log.EventLog) -> study.Study:
         max_candidates=32,
         max_realtime=64,
         budgets=(200_000,),
-        seeds=(0, 1, 2),
+        seeds=(0, 1),
         learning_rates=(3e-4, 1e-3, 3e-3, 9e-3),
         table_rates=(0.005, 0.015, 0.05),
         embedding_stds=(0.01, 0.05),

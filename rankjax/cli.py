@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import rich
+import rich.progress
 import rich.table
 import tyro
 
@@ -120,7 +121,7 @@ def train_one(
       test: read the test span too.
       json: print JSON.
     """
-    opened = event_log.EventLog.open(log)
+    opened = event_log.EventLog.open(log, verify=True)
     sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}
     chosen = samples.SampleConfig(organisation=organisation, history=history)
     if organisation == "window":
@@ -132,7 +133,12 @@ def train_one(
         samples=chosen,
         budget=budget,
     )
-    result, timing = trial.run(spec, opened, out, test=test)
+    with rich.progress.Progress(disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task("steps", total=None)
+        result, timing = trial.run(
+            spec, opened, out, test=test,
+            on_step=lambda done, total: bars.update(bar, completed=done, total=total),
+        )  # fmt: skip
     _print({**result, **timing}, json)
 
 
@@ -248,7 +254,8 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command. Mistakes of the caller end with one line on stderr and exit status 2."""
+    """Runs one command. Mistakes of the caller, and what the machine refuses (a full disk, no
+    network), end with one line on stderr and exit status 2."""
     if argv is None:
         argv = sys.argv[1:]
         if argv[:1] in (["train"], ["bench"]):  # a study gives its workers the same
@@ -266,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
             tyro.cli(command, prog=prog, args=rest)
         else:
             tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"rankjax: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -63,6 +63,19 @@ FREE = _names(
     """
 )
 
+# Most bfloat16 FLOPs a second of one device, dense, as the vendors' data sheets print it; by
+# `jax.Device.device_kind`.
+PEAK = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
 # Calls, and where their jaxpr is.
 CALLS = {
     **dict.fromkeys(("jit", "pjit", "checkpoint", "remat2", "composite", "shard_map"), "jaxpr"),

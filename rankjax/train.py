@@ -253,13 +253,17 @@ def run(
     with the same bits as one that was never killed (on CPU).
 
     Args:
-      start_from: continue from this state (its tables and parameters) instead of a fresh one.
+      start_from: go on learning from this trained state (parameters, tables, both optimizers), as
+        the next day's data do; steps and schedule begin anew, the state itself stays usable.
       on_step: called with (steps done, steps in all).
     Raises:
       NonFiniteLoss: loss or gradients became NaN or Inf; says at which step and batch.
     """
     epoch = batches(log, config, train_samples)
-    state = start_from or init(model_config, log.schema, config, epoch[0])
+    if start_from is None:
+        state = init(model_config, log.schema, config, epoch[0])
+    else:
+        state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=jnp.int32(0)))
     journal = checkpoint.Journal(folder, len(log.schema.tasks))
     if folder is not None:
         state = journal.resume(state, {"seed": config.seed, "steps": len(epoch)})

@@ -104,6 +104,27 @@ def test_train_prints_the_result(capsys, tmp_path):
     assert status == 2 and err.startswith("rankjax: ")
 
 
+def test_a_log_with_a_damaged_byte_is_not_trained_on(capsys, tmp_path):
+    log = tiny.log(tmp_path / "log")
+    path = log / "impressions.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    status, _, err = run(capsys, "train", log, "--architecture", "dlrm_mlp")
+    assert status == 2 and "impressions.arrow: found crc32" in err
+    status, _, err = run(capsys, "study", "run", log, tmp_path / "study")
+    assert status == 2 and "impressions.arrow: found crc32" in err
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device", "runs/one")
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", full)
+    status, _, err = run(capsys, "doctor")
+    assert status == 2 and err.count("\n") == 1 and "No space left" in err
+
+
 def test_a_size_that_an_architecture_refuses(capsys, tmp_path):
     log = tiny.log(tmp_path / "log")
     status, _, err = run(capsys, "train", log, "--architecture", "rankmixer", "--width", 12)

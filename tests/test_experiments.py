@@ -41,7 +41,7 @@ def test_ebnerd_goes_along_every_axis_at_two_budgets(tmp_path):
         "hstu L": (1, 2, 4, 8),
         "hstu D": SEQUENCE,
     }
-    assert asked.budgets == (60_000, 240_000) and asked.seeds == (0, 1, 2)
+    assert asked.budgets == (60_000, 240_000) and asked.seeds == (0, 1)
     assert asked.learning_rates == (3e-4, 1e-3, 3e-3, 9e-3)
     assert asked.table_rates == (0.005, 0.015, 0.05) and asked.embedding_stds == (0.01, 0.05)
     assert asked.training.batch == 256
@@ -60,7 +60,7 @@ def test_movielens_gives_windows_to_the_sequence_model_only(tmp_path):
         "rankmixer D": MIXER,
         "hstu D": SEQUENCE,
     }
-    assert asked.budgets == (200_000,) and asked.seeds == (0, 1, 2)
+    assert asked.budgets == (200_000,) and asked.seeds == (0, 1)
     for one in asked.ladders:
         windows = one.architecture == "hstu"
         for config in one.configs:

@@ -101,6 +101,28 @@ def test_one_scoring_function(log, chosen):
     np.testing.assert_allclose(out["logits"], score, rtol=1e-6, atol=1e-6)
 
 
+def test_learning_goes_on_from_a_trained_state(log, chosen):
+    """As on the next day: predicted with what was known, then learned from."""
+    before = train.run(log, MODEL, CONFIG, chosen).state
+    later = samples.build(log, chosen.config, "validation")
+    steady = dataclasses.replace(CONFIG.optimizer, schedule="constant", warmup=0.0)
+    config = dataclasses.replace(CONFIG, optimizer=steady)
+    went_on = train.run(log, MODEL, config, later, start_from=before)
+    batches = train.batches(log, config, later)
+    assert int(went_on.state.step) == len(batches) > 1
+    score = train.program(MODEL, log.schema, config).score
+    first = evaluate.Scored.of(
+        [(batches[0].impression, score(before.params, before.tables, batches[0]))], 2
+    )
+    n = len(first.impression)
+    np.testing.assert_array_equal(went_on.progressive.impression[:n], first.impression)
+    np.testing.assert_allclose(went_on.progressive.logits[:n], first.logits, rtol=1e-5, atol=1e-6)
+    held_out = evaluate.stream(
+        lambda batch: score(before.params, before.tables, batch), enumerate(batches), 2
+    )
+    assert np.abs(held_out.logits[n:] - went_on.progressive.logits[n:]).max() > 1e-3
+
+
 class Killed(Exception):
     pass
 

@@ -1,4 +1,4 @@
-"""`rankjax bench loader | embedding | step | all`: measure, print, write JSON."""
+"""`rankjax bench loader | embedding | world | step | all`: measure, print, write JSON."""
 
 import json as json_text
 import pathlib
@@ -58,6 +58,23 @@ def measure_embedding(
       json: print JSON.
     """
     return _finish({"embedding": tables.run(config, rows=rows, width=width)}, out, json)
+
+
+def measure_world(
+    impressions: int = 2_000_000,
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Impressions per second of the synthetic world, written to disk, by one worker per core.
+
+    Args:
+      impressions: at least so many.
+      config: how many rounds; the rest does not apply.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    return _finish({"world": loading.world(config, impressions)}, out, json)
 
 
 def measure_step(
@@ -172,6 +189,7 @@ def _leaves(found: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
 COMMANDS = {
     "loader": measure_loader,
     "embedding": measure_embedding,
+    "world": measure_world,
     "step": measure_step,
     "all": measure_all,
 }

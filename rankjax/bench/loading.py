@@ -1,4 +1,4 @@
-"""The loader alone: samples and impressions per second."""
+"""The loader alone, and the synthetic world: samples and impressions per second."""
 
 import pathlib
 import tempfile
@@ -10,6 +10,7 @@ import numpy as np
 from rankjax import schema
 from rankjax.bench import rounds
 from rankjax.data import event_log, loader, samples
+from rankjax.data.sources import synthetic
 
 
 def run(
@@ -106,3 +107,16 @@ def _loader_peers(
         {**work, "name": f"{variant}_{workers}_workers", "variant": variant, "workers": workers}
         for variant, workers in variants
     ]
+
+
+def world(config: rounds.Rounds, impressions: int) -> dict[str, Any]:
+    """Impressions per second of `synthetic.prepare`, written to disk, a worker a core."""
+    made, speeds = synthetic.at_least(impressions), []
+    for _ in range(config.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            log = synthetic.prepare(made, pathlib.Path(folder) / "world")
+            seconds = time.perf_counter() - began
+            found = event_log.EventLog.open(log).rows("impressions")
+        speeds.append(found / seconds)
+    return {"impressions": found, "impressions_per_second": rounds.figure(speeds)}

@@ -104,6 +104,9 @@ def run(
     ordered = spec.samples.organisation != "window" and spec.training.order == "time"
     result |= _oracle(log, scored, ordered)
     learning = max(seconds["total"] - seconds["first"], 1e-9)
+    speed = spec.training.batch * max(steps - 1, 0) / learning
+    device = jax.devices()[0].device_kind
+    peak = flops.PEAK.get(device)
     timing = {
         "trial": spec.id,
         "seconds_total": time.monotonic() - began,
@@ -112,9 +115,10 @@ def run(
         "seconds_eval": time.monotonic() - trained,
         "step_ms": 1e3 * learning / max(steps - 1, 1),
         "loader_wait_share": seconds["wait"] / max(seconds["total"], 1e-9),
-        "samples_per_second": spec.training.batch * max(steps - 1, 0) / learning,
-        "mfu": None,
-        "device": jax.devices()[0].device_kind,
+        "samples_per_second": speed,
+        # Of padded shapes, which the step computes; None where the device's peak is not known.
+        "mfu": result["flops"] * speed / peak if peak else None,
+        "device": device,
     }
     return result, timing
 

@@ -17,6 +17,7 @@ import jax
 import polars as pl
 import rich.progress
 
+from rankjax.data import event_log
 from rankjax.scaling import report, study
 
 # glibc gives a step's temporary buffer back to the system after every step once it exceeds 32 MB,
@@ -40,10 +41,11 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
     that this process may use, or one where jax finds an accelerator.
 
     Raises:
-      ValueError: the folder holds another study.
+      ValueError: the folder holds another study, or a file of the log is damaged.
       RuntimeError: a worker failed; its traceback is part of the message.
     """
     folder = pathlib.Path(folder)
+    event_log.EventLog.open(asked.log, verify=True)  # once, here: a torn file would train silently
     log = study.open_folder(asked, folder)
     cores: list[int | None] = sorted(os.sched_getaffinity(0))
     if jax.default_backend() != "cpu":

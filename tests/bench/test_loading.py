@@ -40,3 +40,10 @@ def test_peers_gather_the_same_impressions(log):
     for result in found["peers"]["results"].values():
         ratio = result["impressions_per_second"]["median"] / result["samples_per_second"]["median"]
         assert ratio == pytest.approx(found["impressions"] / found["samples"])
+
+
+def test_the_world_is_written_and_counted():
+    found = loading.world(rounds.Rounds(rounds=2), 10_000)
+    assert found["impressions"] >= 10_000
+    assert found["impressions_per_second"]["n"] == 2
+    assert found["impressions_per_second"]["min"] > 0

@@ -10,10 +10,12 @@ from flax import linen as nn
 
 from rankjax import embedding, evaluate, models
 from rankjax.batch import Batch, pack
+from rankjax.data import event_log, loader, samples
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
 from tests import tiny
 
 S, C, R = 10, 4, 6
+NOON = 3 * 86400 // 2  # of the second day of tiny's log
 CONFIGS = {
     "dlrm_mlp": dlrm.Config(layers=2, width=8, tasks=2, pooling=("mean", "target")),
     "dcnv2_din": dcnv2.Config(layers=2, width=8, tasks=2),
@@ -172,6 +174,53 @@ def test_windows_are_taken_or_refused(name):
     else:
         with pytest.raises(ValueError, match="different times"):
             scorer(name)(batch)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """{what was done to all events from `NOON` on: the log}, otherwise equal."""
+    schema, files = tiny.columns(requests=60, events=400)
+    rng, events = np.random.default_rng(5), files["events"]
+    late = events["time"] >= NOON
+    item = rng.integers(1, 30, len(late), dtype=np.int32)
+    changed = events | {
+        "item": np.where(late, item, events["item"]),
+        "action": np.where(late, events["action"] % 3 + 1, events["action"]),
+    }
+    found = {}
+    for what, kept in (
+        ("nothing", events),
+        ("perturb", changed),
+        ("delete", {k: x[~late] for k, x in events.items()}),
+    ):
+        folder = tmp_path_factory.mktemp("logs") / "log"
+        own = files | {"events": kept}
+        found[what] = event_log.EventLog.open(
+            event_log.write_log(folder, schema, **own, fingerprint={"what": what})
+        )
+    return found
+
+
+@EACH
+@pytest.mark.parametrize("what", ["perturb", "delete"])
+def test_later_events_of_the_log_change_no_logit(name, what, logs):
+    """From the files on: candidates up to `NOON` do not know what stands in the log after it."""
+
+    def logits(log):
+        config = samples.SampleConfig(organisation="request", history=S, max_candidates=C)
+        batches = loader.Batches(log, samples.build(log, config, "train"), batch_samples=R)
+        found = evaluate.stream(scorer(name), enumerate(batches[i] for i in range(len(batches))), 2)
+        return found.logits[np.argsort(found.impression)], np.sort(found.impression)
+
+    (want, rows), (got, same) = logits(logs["nothing"]), logits(logs[what])
+    np.testing.assert_array_equal(same, rows)
+    early = logs[what].column("impressions", "time")[rows] <= NOON
+    assert 0.1 < early.mean() < 0.9
+    if what == "perturb":  # equal shapes, so equal bits
+        np.testing.assert_array_equal(got[early], want[early])
+    else:
+        np.testing.assert_allclose(got[early], want[early], rtol=1e-5, atol=1e-5)
+    assert np.abs(got[~early] - want[~early]).max() > 1e-3
 
 
 WINDOWED = pytest.mark.parametrize("name", [k for k in sorted(CONFIGS) if models.MODELS[k].windows])

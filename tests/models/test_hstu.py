@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rankjax import flops
 from rankjax.batch import pack
 from rankjax.models import hstu
 from tests import builders
@@ -312,6 +313,21 @@ def test_paper_flops():
     n, d, L = 201, 50, 8
     assert hstu.HSTU_ML1M_LARGE.paper_flops() == L * (10 * n * d**2 + 4 * n**2 * d)
     assert dataclasses.replace(SMALL, tokens="interleaved").static_max(2) == 2 + 2 * 8 + 1
+
+
+def test_a_layer_multiplies_as_often_as_the_closed_form_says():
+    config = dataclasses.replace(SMALL, layers=1, implementation="reference")
+    n = config.static_max()
+    x_rnd = jax.ShapeDtypeStruct((1, n, config.width), jnp.float32)
+    numbers = jax.ShapeDtypeStruct((1, n), jnp.int32)
+    tokens = jax.eval_shape(
+        lambda x: hstu.Tokens(**{f.name: x for f in dataclasses.fields(hstu.Tokens)}), numbers
+    )
+    layer = hstu.Layer(config, n, True)
+    run = functools.partial(layer.apply, normalizer=9.0, rows=n, train=False)
+    init = functools.partial(layer.init, normalizer=9.0, rows=n, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), x_rnd, tokens)
+    assert flops.count(run, params, x_rnd, tokens).matmul == config.paper_flops()
 
 
 def test_empty_histories_and_padding_rows_are_finite_in_bfloat16_with_gradients():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rankjax import flops
 from rankjax.models import rankmixer
 from tests import builders
 from tests.references import rankmixer as reference
@@ -91,6 +92,14 @@ def test_paper_params_and_flops_of_the_papers_sizes():
     assert [at(large, k) for k in (2, 3, 4)] == [604_286_976, 906_375_168, 1_208_463_360]
     assert (small.expansion, large.expansion) == (3, 4)
     assert small.paper_flops() == 4 * 3 * 2 * 16 * 768**2
+
+
+def test_a_block_multiplies_as_often_as_the_closed_form_says():
+    block, N = rankmixer.Block(SMALL), 5
+    x_tnd = jax.ShapeDtypeStruct((SMALL.tokens, N, SMALL.width), jnp.float32)
+    params = jax.eval_shape(block.init, jax.random.key(0), x_tnd)
+    one_layer = dataclasses.replace(SMALL, layers=1)
+    assert flops.count(block.apply, params, x_tnd).matmul == N * one_layer.paper_flops()
 
 
 def test_dense_parameters_outside_the_blocks():

@@ -65,6 +65,16 @@ def test_flops_of_a_sample_are_exact_at_other_lengths(name, one_time, log):
         assert float(per_sample((history, candidates))) == direct > 0
 
 
+def test_mfu_is_padded_flops_over_the_peak(log, tmp_path, monkeypatch):
+    spec = spec_of(CONFIGS["dlrm_mlp"])
+    _, timing = trial.run(spec, log, tmp_path / "a", test=False)
+    assert timing["mfu"] is None  # nobody prints a CPU's peak
+    monkeypatch.setitem(flops.PEAK, timing["device"], 1e9)
+    result, timing = trial.run(spec, log, tmp_path / "b", test=False)
+    assert timing["mfu"] == pytest.approx(result["flops"] * timing["samples_per_second"] / 1e9)
+    assert timing["mfu"] > 0
+
+
 def test_a_folder_of_another_trial_is_refused(log, tmp_path):
     """Its checkpoint would pass for what was asked."""
     spec = spec_of(CONFIGS["dlrm_mlp"])
