@@ -1,9 +1,11 @@
 """The synthetic world: how near do models come to the oracle with size, history and data?
 
     python experiments/world_gap.py STUDY
+    python experiments/world_gap.py show experiments/results/world_gap
 
 STUDY: where the world of 550,000 impressions, the trials, results.parquet, learned.parquet and
-report.html go; run it again and it goes on where it stopped. The outcome is in docs/world.md.
+report.html go; run it again and it goes on where it stopped. `show` prints the two tables that
+docs/world.md holds.
 """
 
 import pathlib
@@ -34,7 +36,7 @@ def ask(log: event_log.EventLog) -> study.Study:
         max_candidates=16,
         budgets=(112_500, 450_000),
         seeds=(0, 1),
-        learning_rates=(1.5e-3, 3e-3, 6e-3),
+        learning_rates=(3e-3,),
         table_rates=(0.1,),
         embedding_stds=(0.05,),
         training=presets.WORLD_TRAINING,
@@ -63,11 +65,27 @@ def learned(asked: study.Study, folder: pathlib.Path) -> pl.DataFrame:
     return pl.DataFrame(found)
 
 
+def show(folder: pathlib.Path) -> None:
+    """Prints the gap to the oracle of every size and budget, and the parts learned."""
+    rows = pl.read_parquet(folder / "results.parquet").filter(pl.col("stage") == "final")
+    gap = (pl.col("test_ne") - pl.col("oracle_ne")).alias("gap")
+    by = ["ladder", "axis_value", "dense_params", "budget"]
+    gaps = rows.group_by(by).agg(
+        gap.mean(), gap.std().alias("std"), pl.col("test_ne", "test_auc").mean(), pl.len()
+    )
+    learned = pl.read_parquet(folder / "learned.parquet").drop("trial")
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=4):
+        print(f"oracle NE {rows['oracle_ne'][0]:.4f}", gaps.sort(by), learned, sep="\n")
+
+
 def _seed(request: study.Request) -> int:
     return request.trial.training.seed
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["show"] and len(sys.argv) == 3:
+        show(pathlib.Path(sys.argv[2]))
+        sys.exit()
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     folder = pathlib.Path(sys.argv[1])
@@ -75,3 +93,4 @@ if __name__ == "__main__":
     asked = ask(event_log.EventLog.open(made))
     print(workers.run(asked, folder))
     learned(asked, folder).write_parquet(folder / "learned.parquet")
+    show(folder)

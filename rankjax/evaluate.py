@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,8 @@ def apply(
     """
     features, bias_rck = embedding.features(layout, rows, ids, batch)
     logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
+    # Broadcast against the biases, a model's wrong shape would pass unseen.
+    chex.assert_shape(logits_rck, bias_rck.shape)
     return logits_rck.astype(jnp.float32) + bias_rck, aux
 
 

@@ -1,9 +1,12 @@
 """A scored stream holds every impression once, joined to its own label, user, request and truth."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from rankjax import evaluate
+from rankjax import embedding, evaluate
 from rankjax.data import event_log, loader, samples
 from tests import tiny
 
@@ -44,6 +47,22 @@ def test_joining_drops_padding_and_keeps_the_order():
     found = evaluate.Scored.of(pairs, 1)
     np.testing.assert_array_equal(found.impression, [7, 2, 9, 4])
     np.testing.assert_allclose(found.logits, [[0.7], [0.2], [0.9], [0.4]], rtol=1e-6)
+
+
+def test_a_model_of_another_shape_is_refused():
+    """One logit a row would broadcast over the candidates."""
+
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, features, *, train):
+            return jnp.zeros((features.candidate_sample.shape[0], 1, 2)), {}
+
+    batch = tiny.batch()
+    tables_config = embedding.TableConfig(width=4)
+    layout = embedding.plan(batch.schema, tables_config)
+    tables = embedding.init(jax.random.key(0), batch.schema, tables_config)
+    with pytest.raises(AssertionError, match="shape"):
+        evaluate.score(Wrong(), layout, {}, tables, batch.without_impression())
 
 
 def test_no_batches_give_no_rows():

@@ -179,17 +179,19 @@ def _axes(found, summed) -> str:
             overlap = ", ".join(entry["overlap"])
             rank = f"{entry['rank']}" + (f" (overlaps {overlap})" if overlap else "")
             cells = [name, s.axis, advice.METRICS[metric], f"{s.per_doubling:+.4f}", span, rank]
-            rows.append([*cells, f"{s.levels} × {s.seeds}", "; ".join([s.method, *s.warnings])])
+            cells += [f"{s.levels} × {s.seeds}", f"{s.doublings:.1f}"]
+            rows.append([*cells, "; ".join([s.method, *s.warnings])])
     note = (
         "Change of the test metric per doubling of training FLOPs (per-impression FLOPs × "
         "impressions), moving one axis from the base, at the largest budget; the data axis moves "
-        "the budget at fixed sizes. Seeds are paired. Student t intervals; axes whose intervals "
+        "the budget, averaged over all sizes that have several, at rates that were swept at the "
+        "largest budget. Seeds are paired. Student t intervals; axes whose intervals "
         "overlap have no decided order."
     )
     return (
         _by_metric(lambda m: markup.plot(figures.axes(found, m)))
         + markup.note(note)
-        + markup.table([*head, "levels × seeds", "interval"], rows)
+        + markup.table([*head, "levels × seeds", "doublings covered", "interval"], rows)
     )
 
 
