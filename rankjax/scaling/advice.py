@@ -204,6 +204,12 @@ def _design_warnings(found) -> list[str]:
 def _sweep_warnings(found) -> list[str]:
     out = []
     for row in found.rates:
+        if not any(ne is not None and np.isfinite(ne) for ne in row["validation_ne"]):
+            out.append(
+                f"{row['architecture']}, {row['axis']} = {_number(row['axis_value'])}: none of the "
+                f"rates {row['rates']} gave a validation NE (diverged, or a span of one class); "
+                "the choice is arbitrary. Column `undefined` or `failed` says why."
+            )
         if row["edge"]:
             end = "below" if row["edge"] == "lowest" else "above"
             out.append(

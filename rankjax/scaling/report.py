@@ -157,7 +157,7 @@ def _joint(joint: fit.Joint) -> dict:
 def _slope(slope: slopes.Slope) -> dict:
     names = (
         *("architecture", "axis", "metric", "per_doubling", "low", "high", "better"),
-        *("levels", "seeds", "points", "method", "warnings"),
+        *("levels", "seeds", "points", "doublings", "method", "warnings"),
     )
     return {name: getattr(slope, name) for name in names}
 

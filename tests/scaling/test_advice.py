@@ -84,5 +84,14 @@ def test_warnings_of_a_small_study():
     assert "the best table learning rate, 0.2, is the highest tried" in warned
 
 
+def test_a_sweep_without_any_loss_is_warned_about():
+    table = study_results.table(architectures=("dlrm_mlp",), budgets=(250_000,))
+    lost = (polars.col("stage") == "sweep") & (polars.col("axis_value") == 16)
+    ne = polars.when(lost).then(None).otherwise(polars.col("validation_ne"))
+    found = findings.analyse(table.with_columns(ne.alias("validation_ne")), bootstrap=5)
+    warned = [w for w in advice.warnings(found) if "gave a validation NE" in w]
+    assert len(warned) == 1 and warned[0].startswith("dlrm_mlp, D = 16: none of the rates [0.001")
+
+
 def test_a_good_study_has_none_of_them():
     assert not [w for w in advice.warnings(analyse(seeds=(0, 1))) if "One " in w or "edge" in w]
