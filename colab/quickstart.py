@@ -24,8 +24,9 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("rankjax") is None:
-    source = ".." if pathlib.Path("../rankjax").is_dir() else "rankjax"  # this clone, or the index
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+    if not pathlib.Path("../rankjax").is_dir():
+        raise RuntimeError("found no rankjax; run this in the folder colab/ of a clone")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", ".."], check=True)
 
 # %%
 import dataclasses
@@ -33,7 +34,6 @@ import os
 
 import polars as pl
 
-from rankjax import embedding, optim, train
 from rankjax.data import event_log, samples
 from rankjax.data.sources import synthetic
 from rankjax.scaling import figures, findings, presets, study, trial, workers
@@ -80,11 +80,7 @@ pl.DataFrame([synthetic.floors(log.folder)["click"]])
 # sample holds the user's newest events and all candidates of the request.
 
 # %%
-TRAINING = train.TrainConfig(
-    batch=512,
-    optimizer=optim.OptimConfig(learning_rate=3e-3, b2=0.99),
-    tables=embedding.TableConfig(),
-)
+TRAINING = presets.WORLD_TRAINING  # batch, optimizer and its rate, weights of the tasks
 one = trial.Trial(
     model=presets.model("dlrm_mlp", tasks=len(log.schema.tasks), width=8),
     training=TRAINING,
