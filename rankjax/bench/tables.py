@@ -21,8 +21,9 @@ DISTRIBUTIONS = ("uniform", "zipf")
 def table_ids(rows: int, distribution: str, span: int, seed: int = 0) -> np.ndarray:
     """int32 IDS: the same number of distinct ids whatever `rows`, spread over the whole table.
 
-    Ids are drawn among `span` places, "uniform" or "zipf" (1 / rank), at equal distances in the
-    table: only the table's size changes between sizes, not the work that the batch asks for.
+    Ids are drawn among `span` rows, "uniform" or "zipf" (1 / rank), that are drawn from the whole
+    table: only the table's size changes between sizes, not the work that the batch asks for. (Rows
+    at equal distances would share few of the cache's sets.)
     """
     rng = np.random.default_rng(seed)
     if distribution == "uniform":
@@ -31,7 +32,8 @@ def table_ids(rows: int, distribution: str, span: int, seed: int = 0) -> np.ndar
         share = np.cumsum(1 / np.arange(1, span + 1))
         rank = np.searchsorted(share, rng.random(IDS) * share[-1])
         place = rng.permutation(span)[rank]
-    return (1 + place * ((rows - 1) // span)).astype(np.int32)
+    of_table = np.sort(np.random.default_rng(seed + 1).choice(rows - 1, span, replace=False))
+    return (1 + of_table[place]).astype(np.int32)
 
 
 def run(config: rounds.Rounds, *, rows: tuple[int, ...] = ROWS, width: int = 16) -> dict[str, Any]:
