@@ -113,7 +113,8 @@ def analyse(results: polars.DataFrame, *, baseline="dlrm_mlp", bootstrap: int = 
             (n, m): slopes.rank_axes([s for s in found if s.architecture == n and s.metric == m])
             for n in names for m in METRICS
         },
-        comparisons=_comparisons(curves), rates=_rates(trials), tables=_tables(trials),
+        comparisons=_comparisons(curves, points, spread),
+        rates=_rates(trials), tables=_tables(trials),
         baseline=baseline, oracle_ne=float(oracle.median()) if len(oracle) else None,
         alarms={"checked": len(alarm), "rang": rang},
         dropped=len(final) - len(usable),
@@ -302,8 +303,8 @@ def _slopes(final: polars.DataFrame) -> list[slopes.Slope]:
     return out
 
 
-def _comparisons(curves: list[Curve]) -> list[dict]:
-    """Every pair of architectures, on the laws of their own frontiers, where both have points."""
+def _comparisons(curves: list[Curve], points: polars.DataFrame, spread: dict) -> list[dict]:
+    """Every pair of architectures: on the laws of their own frontiers, else their best sizes."""
     out = []
     for metric in METRICS:
         own = [c for c in curves if c.axis == "frontier" and c.metric == metric]
@@ -311,7 +312,10 @@ def _comparisons(curves: list[Curve]) -> list[dict]:
             row = {"metric": metric, "a": a.architecture, "b": b.architecture, "result": None}
             lacking = [c.architecture for c in (a, b) if c.best is None]
             if lacking:
-                row["reason"] = f"no law is supported for {' and '.join(lacking)}"
+                best = (points.filter(polars.col("architecture") == c.architecture) for c in (a, b))
+                row["result"] = slopes.compare_best(*best, spread[metric], metric=metric)
+                why = f"no law is supported for {' and '.join(lacking)}"
+                row["reason"] = f"{why}; {row['result'].reason}"
             else:
                 row["result"] = slopes.compare(a.best, b.best, metric=metric)
                 row["reason"] = row["result"].reason

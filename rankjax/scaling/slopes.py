@@ -256,6 +256,47 @@ def compare(a, b, x_range=None, *, metric: str = "ne", points: int = 9) -> Compa
     )
 
 
+def compare_best(a, b, spread: tuple[float, int], *, metric: str = "ne") -> Comparison:
+    """a - b between the best sizes at the most training FLOPs that both ladders cover.
+
+    For architectures whose points support no law, as where a ladder is flat. Each one's best cell
+    is chosen on validation among those of at most so many FLOPs, and compared on test.
+    a, b: cells (means over "seeds") of one architecture each. spread: (standard deviation over
+    seeds, pooled over sizes, its degrees of freedom); t interval of the difference of two means.
+    """
+    columns = [f"{span}_{metric}" for span in ("validation", "test")]
+    a, b = (x.filter(polars.col(c).is_finite() for c in columns) for x in (a, b))
+    none = np.zeros(0)
+    nothing = dict(at=none, difference=none, low=none, high=none, winner=None)
+    x, y = (cells["training_flops"].to_numpy() for cells in (a, b))
+    if not len(x) or not len(y) or max(x.min(), y.min()) > min(x.max(), y.max()):
+        return Comparison(**nothing, reason="no range of training FLOPs is covered by both")
+    high, (std, freedom) = min(x.max(), y.max()), spread
+    if not freedom:
+        return Comparison(**nothing, reason="one seed a size leaves the best sizes undecided")
+    lower = lower_is_better(metric)
+    best = [
+        cells.filter(polars.col("training_flops") <= high)
+        .sort(columns[0], descending=not lower)
+        .row(0, named=True)
+        for cells in (a, b)
+    ]
+    difference = best[0][columns[1]] - best[1][columns[1]]
+    half = (
+        stats.t.isf((1 - fit.LEVEL) / 2, freedom)
+        * std
+        * np.sqrt(sum(1 / cell["seeds"] for cell in best))
+    )
+    winner, reason = None, f"the best sizes up to {high:.3g} FLOPs differ by no more than seeds do"
+    if abs(difference) > half:
+        winner = "a" if (difference < 0) == lower else "b"
+        reason = f"decided between the best sizes up to {high:.3g} FLOPs, by the spread over seeds"
+    return Comparison(
+        at=np.array([high]), difference=np.array([difference]), low=np.array([difference - half]),
+        high=np.array([difference + half]), winner=winner, reason=reason,
+    )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Regression:
     coefficients: np.ndarray

@@ -159,6 +159,31 @@ def test_rank_axes_orders_and_states_overlap():
     assert slopes.rank_axes([]) == []
 
 
+def cells(flops, validation, test, seeds=2):
+    return polars.DataFrame(
+        {"training_flops": flops, "validation_ne": validation, "test_ne": test}
+    ).with_columns(polars.lit(seeds).alias("seeds"))
+
+
+def test_compare_best_takes_the_best_of_validation_in_the_shared_range():
+    a = cells([1e9, 2e9, 9e9], [0.82, 0.80, 0.70], [0.81, 0.803, 0.70])  # 9e9 lies outside
+    b = cells([1e9, 3e9], [0.83, 0.84], [0.825, 0.79])  # 0.79 is luck: worse on validation
+    half = 0.002 * np.sqrt(1 / 2 + 1 / 2) * 2.2281  # t of 10 degrees of freedom
+    found = slopes.compare_best(a, b, (0.002, 10))
+    assert found.winner == "a" and found.at.tolist() == [3e9]
+    np.testing.assert_allclose(found.difference, [0.803 - 0.825])
+    np.testing.assert_allclose(found.high - found.difference, [half], rtol=1e-4)
+    assert slopes.compare_best(b, a, (0.002, 10)).winner == "b"
+    noisy = slopes.compare_best(a, b, (0.02, 10))
+    assert noisy.winner is None and noisy.low < 0 < noisy.high
+
+
+def test_compare_best_without_seeds_or_a_shared_range_decides_nothing():
+    a, b = cells([1e9, 2e9], [0.8, 0.8], [0.8, 0.8]), cells([5e9], [0.7], [0.7])
+    assert "covered by both" in slopes.compare_best(a, b, (0.002, 10)).reason
+    assert "one seed" in slopes.compare_best(a, a, (float("nan"), 0)).reason
+
+
 def line(level, b, x, noise, rng):
     y = level + b * np.log10(x) + noise * np.random.default_rng(rng).normal(size=len(x))
     return slopes.log_linear(x, y)
