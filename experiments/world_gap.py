@@ -27,7 +27,7 @@ AXES = {
 
 
 def ask(log: event_log.EventLog) -> study.Study:
-    """The study: request samples, a quarter of the data and all of it, one rate and one seed."""
+    """The study: request samples, a quarter of the data and all of it, one rate, two seeds."""
     return presets.study_of(
         log,
         architectures=tuple(AXES),
@@ -35,7 +35,7 @@ def ask(log: event_log.EventLog) -> study.Study:
         history=50,
         max_candidates=16,
         budgets=(112_500, 450_000),
-        seeds=(0,),
+        seeds=(0, 1),
         learning_rates=(3e-3,),
         table_rates=(0.1,),
         embedding_stds=(0.05,),
