@@ -34,7 +34,7 @@ def ask(log: event_log.EventLog) -> study.Study:
         axes=AXES,
         history=50,
         max_candidates=16,
-        budgets=(112_500, 450_000),
+        budgets=(110_000, 440_000),
         seeds=(0, 1),
         learning_rates=(3e-3,),
         table_rates=(0.1,),
