@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from rankjax import train
@@ -236,9 +237,16 @@ def open_folder(study: Study, folder: pathlib.Path) -> event_log.EventLog:
     """Creates or checks the folder's study.json.
 
     Raises:
-      ValueError: the folder holds another study, or one of another log; names what differs.
+      ValueError: the folder holds another study, or one of another log; names what differs. Or a
+        budget is larger than the train span.
     """
     log = event_log.EventLog.open(study.log)
+    most = int(np.count_nonzero(log.column("impressions", "span") == 0))
+    if too_large := [b for b in study.budgets if b is not None and not 0 < b <= most]:
+        raise ValueError(
+            f"study: found budgets {too_large}, expected 1 .. {most}, the impressions of the train "
+            f"span of {log.folder}, or None for all of them"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"study": study.describe(), "log": log.fingerprint}
     path = folder / "study.json"

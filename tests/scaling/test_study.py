@@ -129,6 +129,13 @@ def test_another_log_is_refused(log, tmp_path):
         study.open_folder(ask(other), tmp_path / "study")
 
 
+def test_a_budget_beyond_the_train_span_is_refused_before_anything_is_trained(log, tmp_path):
+    asked = dataclasses.replace(ask(log), budgets=(10, 10**6))
+    with pytest.raises(ValueError, match=r"budgets \[1000000\], expected 1 \.\. \d+, the impress"):
+        study.open_folder(asked, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
 def test_committed_rows_count_as_done(log, tmp_path):
     """A study goes on from study.json and the tables alone, and wants the same rows."""
     asked = ask(log, **ONE, ladders=(ladder.along(SMALL, width=(4, 8)),))
