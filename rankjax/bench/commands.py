@@ -116,6 +116,7 @@ def measure_all(
     history: int = 50,
     batch: int = 512,
     rows: tuple[int, ...] = tables.ROWS,
+    impressions: int = 2_000_000,
     config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
     out: pathlib.Path | None = None,
     json: bool = False,
@@ -127,6 +128,7 @@ def measure_all(
       history: S, events per sample.
       batch: valid impressions a step.
       rows: table sizes of the embedding step.
+      impressions: of the world that is written.
       config: rounds, repeats, and whether PyTorch peers run beside.
       out: also write the JSON to this file.
       json: print JSON.
@@ -135,6 +137,7 @@ def measure_all(
     models = {n: presets.model(n, len(opened.schema.tasks), history=history) for n in presets.SMALL}
     sizes = {"history": history, "batch": batch}
     found = {
+        "world": loading.world(config, impressions),
         "loader": loading.run(opened, config, **sizes),
         "embedding": tables.run(config, rows=rows),
         "step": {

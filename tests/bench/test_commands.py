@@ -49,7 +49,9 @@ def test_all_compares_the_loader_with_hstu(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(steps, "run", run)  # test_steps runs it; compiling it all takes minutes
     log = tiny.log(tmp_path / "log")
-    found = commands.measure_all(log, history=8, batch=12, rows=(100, 200), config=ONCE)
+    sizes = {"history": 8, "batch": 12, "rows": (100, 200), "impressions": 10_000}
+    found = commands.measure_all(log, **sizes, config=ONCE)
+    assert found["world"]["impressions"] >= 10_000
     names = ["dcnv2_din", "dlrm_mlp", "hstu", "rankmixer"]
     assert asked == [(organisation, names, 8, 12) for organisation in ("request", "impression")]
     loaded = found["loader"]["rankjax"]["stream"]["impressions_per_second"]["median"]
