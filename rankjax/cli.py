@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import rich
+import rich.console
 import rich.progress
 import rich.table
 import tyro
@@ -133,7 +134,8 @@ def train_one(
         samples=chosen,
         budget=budget,
     )
-    with rich.progress.Progress(disable=not sys.stderr.isatty()) as bars:
+    screen = rich.console.Console(stderr=True)  # stdout is the result's
+    with rich.progress.Progress(console=screen, disable=not screen.is_terminal) as bars:
         bar = bars.add_task("steps", total=None)
         result, timing = trial.run(
             spec, opened, out, test=test,
@@ -273,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
             tyro.cli(command, prog=prog, args=rest)
         else:
             tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, workers.Failed) as error:
         print(f"rankjax: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -283,8 +285,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _keep_memory() -> None:
     """Starts this process anew with workers.KEEP_MEMORY, which glibc reads at the start only."""
-    wanted = {**workers.KEEP_MEMORY, **os.environ}
-    if sys.platform == "linux" and wanted != dict(os.environ):
+    if sys.platform == "linux" and "RANKJAX_KEEPS_MEMORY" not in os.environ:
+        wanted = {**workers.KEEP_MEMORY, **os.environ, "RANKJAX_KEEPS_MEMORY": "1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 

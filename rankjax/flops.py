@@ -30,11 +30,9 @@ MATMUL = frozenset({"dot_general", "conv_general_dilated"})
 # 1 per element of the first output, where that is floating-point.
 ELEMENTWISE = _names(
     """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp clz cos cosh digamma
-    div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
-    log1p log2 logistic lt max min mul ne neg nextafter not or population_count pow reciprocal rem
-    round rsqrt shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
-    square sub tan tanh xor
+    abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div erf
+    erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p log2 logistic max min mul neg
+    nextafter pow reciprocal rem round rsqrt sign sin sinh sqrt square sub tan tanh
     """
 )
 
@@ -52,9 +50,11 @@ ADDING_SCATTERS = _names("scatter-add scatter-sub scatter-mul scatter-min scatte
 
 FREE = _names(
     """
-    after_all all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type
-    broadcast_in_dim concatenate convert_element_type copy create_token dce_sink debug_callback
-    debug_print device_put dynamic_slice dynamic_update_slice empty empty2 gather iota
+    after_all all_gather all_gather_invariant all_to_all and axis_index bitcast_convert_type
+    broadcast_in_dim clz eq ge gt is_finite le lt ne not or population_count shift_left
+    shift_right_arithmetic shift_right_logical xor concatenate convert_element_type copy
+    create_token dce_sink debug_callback debug_print device_put dynamic_slice
+    dynamic_update_slice empty empty2 gather iota
     layout_constraint name optimization_barrier pad philox2x32 philox4x32 platform_index pmax pmin
     ppermute psum psum_invariant pvary random_bits random_clone random_fold_in random_seed
     random_split random_unwrap random_wrap reduce_precision reduce_scatter reshape reshard rev
@@ -221,10 +221,10 @@ def _numbers(v: Any) -> int:
 
 
 def _dot_general(eqn: Any) -> int:
-    """2 x elements of the result x length of the contraction."""
+    """2 x numbers of the result x length of the contraction."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
     shape = eqn.invars[0].aval.shape
-    return 2 * _size(eqn.outvars[0]) * math.prod(shape[i] for i in contracted)
+    return 2 * _numbers(eqn.outvars[0]) * math.prod(shape[i] for i in contracted)
 
 
 def _convolution(eqn: Any) -> int:

@@ -353,7 +353,7 @@ class _Loop:
                 )
             scored = impression, np.asarray(out["logits"])
             losses.append(float(out["loss"]))
-            # Fetching waits for the device; a Ctrl-C there must find the step still pending.
+            # Fetching waits for the device: a Ctrl-C comes there, and finds the step still pending.
             del self.pending[0]
             self.journal.scored.append(scored)
         self.journal.write(

@@ -5,9 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from rankjax.data import event_log
+from rankjax import embedding, train
+from rankjax.data import event_log, samples
+from rankjax.models import dlrm
+from rankjax.scaling import trial
 from tests import tiny
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -69,6 +73,21 @@ def test_movielens_gives_windows_to_the_sequence_model_only(tmp_path):
             assert (found.history, found.max_candidates, found.max_realtime) == (50, 32, 64)
             # Positions must reach over all events that a window may hold.
             assert not windows or config.realtime == found.max_realtime
+
+
+def test_daily_training_predicts_the_test_span_before_it_learns_from_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    log = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=200, events=400))
+    spec = trial.Trial(
+        model=dlrm.Config(layers=1, width=8, tasks=2),
+        training=train.TrainConfig(batch=32, tables=embedding.TableConfig(width=4)),
+        samples=samples.SampleConfig(organisation="request", history=10),
+        budget=None,
+    )
+    held_out, _ = trial.run(spec, log, tmp_path / "trial", test=True)
+    found = load("ebnerd_daily").daily(spec, log, tmp_path / "trial")
+    assert found["impressions"] == np.count_nonzero(log.column("impressions", "span") == 2)
+    assert found["ne"] > 0 and found["ne"] != held_out["test_ne"]
 
 
 @pytest.mark.parametrize("name", ["ebnerd_axes", "movielens_architectures"])

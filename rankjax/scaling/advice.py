@@ -44,7 +44,7 @@ def advise(found: findings.Findings, metric: str = "ne") -> dict:
     else:
         why = [lost] if lost else []
         if any(a["first"] is not None for a in axes.values()):
-            why.append("no axis has a slope whose interval excludes 0")
+            why.append("no axis has a slope that a doubling of FLOPs or more tells from 0")
         elif names:
             why.append("no axis has two sizes")
         why = "; ".join(why) or "there is no final trial with a test NE"

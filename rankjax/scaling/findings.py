@@ -311,14 +311,14 @@ def _comparisons(curves: list[Curve], points: polars.DataFrame, spread: dict) ->
         for a, b in itertools.combinations(own, 2):
             row = {"metric": metric, "a": a.architecture, "b": b.architecture, "result": None}
             lacking = [c.architecture for c in (a, b) if c.best is None]
-            if lacking:
+            why = f"no law is supported for {' and '.join(lacking)}"
+            if not lacking:
+                row["result"] = slopes.compare(a.best, b.best, metric=metric)
+                row["reason"], why = row["result"].reason, "the laws share no range"
+            if lacking or not len(row["result"].at):
                 best = (points.filter(polars.col("architecture") == c.architecture) for c in (a, b))
                 row["result"] = slopes.compare_best(*best, spread[metric], metric=metric)
-                why = f"no law is supported for {' and '.join(lacking)}"
                 row["reason"] = f"{why}; {row['result'].reason}"
-            else:
-                row["result"] = slopes.compare(a.best, b.best, metric=metric)
-                row["reason"] = row["result"].reason
             out.append(row)
     return out
 

@@ -234,7 +234,7 @@ def _frontier(found, summed) -> str:
         rows.append([*cells, c["reason"]])
     head = ["pair", "metric", "shared training FLOPs", "difference at their upper end", "95%"]
     note = (
-        "The frontier holds the sizes that no cheaper size of any architecture beats. Pairs are "
+        "The frontier holds the sizes that no cheaper size beats on validation. Pairs are "
         "compared on the laws of their own frontiers, only in the FLOPs that both cover; where "
         "a law is not supported, between their best sizes there (chosen on validation). Picking "
         "the best of noisy points flatters every frontier a little."

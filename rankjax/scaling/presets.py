@@ -42,7 +42,7 @@ LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 # `like` counts clicks only, so its mean loss weighs an example 1 / click rate times as much as that
-# of `click`: with equal weights it costs .006 to .01 NE of the click.
+# of `click`, and at equal weights it takes the shared parameters over.
 WORLD_TRAINING = train.TrainConfig(
     batch=256,
     optimizer=optim.OptimConfig(learning_rate=3e-3, b2=0.99),

@@ -261,8 +261,9 @@ def compare_best(a, b, spread: tuple[float, int], *, metric: str = "ne") -> Comp
 
     For architectures whose points support no law, as where a ladder is flat. Each one's best cell
     is chosen on validation among those of at most so many FLOPs, and compared on test.
-    a, b: cells (means over "seeds") of one architecture each. spread: (standard deviation over
-    seeds, pooled over sizes, its degrees of freedom); t interval of the difference of two means.
+    a, b: cells of one architecture each, means over `test_<metric>_n` seeds. spread: (standard
+    deviation over seeds, pooled over sizes, its degrees of freedom); t interval of the difference
+    of two means.
     """
     columns = [f"{span}_{metric}" for span in ("validation", "test")]
     a, b = (x.filter(polars.col(c).is_finite() for c in columns) for x in (a, b))
@@ -285,7 +286,7 @@ def compare_best(a, b, spread: tuple[float, int], *, metric: str = "ne") -> Comp
     half = (
         stats.t.isf((1 - fit.LEVEL) / 2, freedom)
         * std
-        * np.sqrt(sum(1 / cell["seeds"] for cell in best))
+        * np.sqrt(sum(1 / cell[f"{columns[1]}_n"] for cell in best))
     )
     winner, reason = None, f"the best sizes up to {high:.3g} FLOPs differ by no more than seeds do"
     if abs(difference) > half:

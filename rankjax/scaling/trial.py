@@ -78,13 +78,13 @@ def run(
     progressive ones of the training span, each batch predicted before it was learned from.
     Raises ValueError where the folder holds another trial.
     """
-    _claim(spec, log, folder)
     began = time.monotonic()
     train_samples = _samples(log, spec.samples, "train", spec.budget)
     result = {"trial": spec.id, "architecture": spec.architecture, "seed": spec.training.seed}
     result |= sizes(spec, log.schema, train.batches(log, spec.training, train_samples))
     result |= {"samples": len(train_samples.impressions), "budget": spec.budget}
     result |= {"batch": spec.training.batch, "test_read": test, "failed": None}
+    _claim(spec, log, folder)  # only what can be trained
     scored, seconds, trained = {}, {"total": 0.0, "first": 0.0, "wait": 0.0}, began
     steps = 0
     try:

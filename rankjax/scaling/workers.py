@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import polars as pl
+import rich.console
 import rich.progress
 
 from rankjax.data import event_log
@@ -22,9 +23,8 @@ from rankjax.scaling import report, study
 
 # glibc gives a step's temporary buffer back to the system after every step once it exceeds 32 MB,
 # or 64 MB in the arena of a thread, and the page faults of taking it anew cost as much as the step
-# itself (RankMixer of width 64, batches of 512: 73 -> 41 ms with the thresholds, 80 -> 53 ms more
-# with one arena). A process must start with these to keep its memory. Huge pages save the misses of
-# address translation where a batch reads rows all over a large table.
+# itself. A process must start with these to keep its memory. Huge pages save misses of address
+# translation where a batch reads rows all over a large table.
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -32,6 +32,10 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": "67108864",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+
+class Failed(RuntimeError):
+    """A worker ended before its work was done; the message says why."""
 
 
 def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None) -> pathlib.Path:
@@ -42,7 +46,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
 
     Raises:
       ValueError: the folder holds another study, or a file of the log is damaged.
-      RuntimeError: a worker failed; its traceback is part of the message.
+      Failed: a worker failed; its traceback is part of the message.
     """
     folder = pathlib.Path(folder)
     event_log.EventLog.open(asked.log, verify=True)  # once, here: a torn file would train silently
@@ -62,7 +66,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
         p.start()
     try:
         _watch(processes, news)
-    except (KeyboardInterrupt, RuntimeError):
+    except (KeyboardInterrupt, Failed):
         for p in processes:  # each saves its trial; a terminal's Ctrl-C has reached it already
             if p.is_alive():
                 os.kill(p.pid, signal.SIGINT)
@@ -75,7 +79,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
             p.kill()
     results, complete = study.write_tables(asked, folder, study.params_of(asked, log))
     if not complete:
-        raise RuntimeError(f"{folder}: the workers stopped before the study was complete")
+        raise Failed(f"{folder}: the workers stopped before the study was complete")
     return write_report(folder, results)
 
 
@@ -126,7 +130,8 @@ def _watch(processes: list, news: Any) -> None:
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
     )
-    with rich.progress.Progress(*columns, disable=not sys.stderr.isatty()) as bars:
+    screen = rich.console.Console(stderr=True)  # stdout is the result's
+    with rich.progress.Progress(*columns, console=screen, disable=not screen.is_terminal) as bars:
         whole = bars.add_task("trials", total=None)
         bar: dict[Any, Any] = {}
         while True:
@@ -138,7 +143,7 @@ def _watch(processes: list, news: Any) -> None:
                     break
                 continue
             if kind == "failed":
-                raise RuntimeError(f"a worker failed:\n{text}")
+                raise Failed(f"a worker failed:\n{text}")
             if kind == "trial":
                 bars.update(whole, completed=done, total=total)
             if core not in bar:
@@ -147,4 +152,4 @@ def _watch(processes: list, news: Any) -> None:
             bars.update(bar[core], description=text, **step)
     codes = [p.exitcode for p in processes]
     if any(codes):
-        raise RuntimeError(f"workers ended with exit codes {codes}, expected 0")
+        raise Failed(f"workers ended with exit codes {codes}, expected 0")

@@ -51,7 +51,7 @@ def test_the_frontier_holds_no_dominated_size(found):
     for metric, sign in (("ne", 1), ("auc", -1)):
         cells = found.envelope[metric]
         assert cells["training_flops"].is_sorted()
-        assert (cells[f"test_{metric}"] * sign).diff().drop_nulls().max() < 0
+        assert (cells[f"validation_{metric}"] * sign).diff().drop_nulls().max() < 0
 
 
 def test_the_frontier_is_chosen_on_validation():

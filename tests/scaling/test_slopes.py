@@ -162,7 +162,7 @@ def test_rank_axes_orders_and_states_overlap():
 def cells(flops, validation, test, seeds=2):
     return polars.DataFrame(
         {"training_flops": flops, "validation_ne": validation, "test_ne": test}
-    ).with_columns(polars.lit(seeds).alias("seeds"))
+    ).with_columns(polars.lit(seeds).alias("test_ne_n"))
 
 
 def test_compare_best_takes_the_best_of_validation_in_the_shared_range():
