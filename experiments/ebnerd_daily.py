@@ -5,7 +5,7 @@
 STUDY: the folder in which experiments/ebnerd_axes.py has run, with its trials. For each
 architecture the size of the best validation NE (largest budget) goes on from its checkpoint over
 the validation span and the test span in time order, each batch predicted, then learned from, at a
-tenth of its learning rate. Writes daily.parquet: the test metrics held out and progressive.
+tenth of its dense learning rate. Writes daily.parquet: the test metrics held out and progressive.
 The outcome is in docs/studies.md.
 """
 

@@ -4,8 +4,8 @@
 
 RAW: the folder of the unpacked set (docs/data.md). STUDY: where the log, the trials,
 results.parquet and report.html go; run it again and it goes on where it stopped.
-Run on MovieLens-1M: 76 trials, 14 minutes on two CPU cores. HSTU leads by .012 NE and is the only
-one that gains from width (docs/studies.md).
+Run on MovieLens-1M: 76 trials, 14 minutes on two CPU cores. HSTU leads by .012 NE; width
+hardly matters (docs/studies.md).
 """
 
 import pathlib
