@@ -164,3 +164,32 @@ def test_init_files_hold_no_functions():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             kind = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
             assert not isinstance(node, kind), f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def unsafe(text: str) -> list[str]:
+    """Names in Python source by which input could run code: pickle and its kin, eval, YAML."""
+    modules = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml"}
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in modules]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in modules:
+            found.append(node.module)
+        elif isinstance(node, ast.Name) and node.id in ("eval", "exec", "__import__"):
+            found.append(node.id)
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            found += [] if getattr(node.value, "value", True) is False else ["allow_pickle"]
+    return found
+
+
+def test_no_input_can_run_code():
+    for path in package_files():
+        assert not unsafe(path.read_text(encoding="utf-8")), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "from yaml import load", "eval(x)", "np.load(f, allow_pickle=True)"],
+)
+def test_unsafe_ways_are_found(text):
+    assert unsafe(text) and not unsafe("np.load(f, allow_pickle=False)\njson.loads(x)")
