@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics
+import threadpoolctl
 
 from rankjax import metrics
 from rankjax.schema import Feature, Schema, Table, Task
@@ -264,3 +265,19 @@ def test_learned_parts_finds_the_share_of_each_correlated_part():
     np.testing.assert_allclose(list(found.values()), [0.5, 0.2, 0], atol=1e-12)
     with pytest.raises(ValueError, match="2 rows, expected > 3"):
         metrics.learned_parts(a[:2], {"a": a[:2], "b": b[:2], "noise": noise[:2]})
+
+
+def test_no_bit_of_a_metric_depends_on_the_number_of_threads():
+    """A study's rows are compared bit by bit with those of a machine with other cores."""
+    rng = np.random.default_rng(0)
+    n = 400_000
+    x, w = rng.normal(-2, 1, n), rng.random(n)
+    y = (rng.random(n) < 0.2).astype(np.float32)
+    found = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads):
+            found.append(
+                [f(x, y, w) for f in (metrics.calibration, metrics.log_loss, metrics.auc)]
+                + [metrics.normalized_entropy(x, y, w)]
+            )
+    assert found[0] == found[1]
