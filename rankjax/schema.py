@@ -38,6 +38,7 @@ class Feature:
       "event":   events file -> Batch.history only (action, read time)
       "context": impressions file -> Batch.candidate only (surface, device, position)
     kind: "id" one int32 id, "ids" `values` int32 ids (0 = unused; mean-pooled), "dense" a float32.
+    shift, scale: models read a dense feature as (x - shift) / scale; the log holds x.
     derive: "" = stored in the log; else the name of a rule of `rankjax.data.samples.DERIVED`,
       computed from times when a batch is gathered.
     """
@@ -50,6 +51,9 @@ class Feature:
     values: int = 1
     derive: str = ""
     action: bool = False  # what the user did (an event's outcome); never known of a candidate
+    counter: bool = False  # counted over the log before the request (data/counters.py)
+    shift: float = 0.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         where = f"schema.Feature {self.name!r}"
@@ -63,6 +67,16 @@ class Feature:
             raise ValueError(f"{where}: values={self.values} needs kind='ids'")
         if self.action and self.side != "event":
             raise ValueError(f"{where}: an action belongs to side='event', found {self.side!r}")
+        if not self.scale > 0 or (self.kind != "dense" and (self.shift, self.scale) != (0, 1)):
+            raise ValueError(
+                f"{where}: shift={self.shift}, scale={self.scale} of kind={self.kind!r}, expected "
+                "scale > 0, and 0 and 1 but for dense features"
+            )
+        if self.counter and (self.side, self.kind) != ("context", "dense"):
+            raise ValueError(
+                f"{where}: a counter is a dense context feature, found side={self.side!r}, "
+                f"kind={self.kind!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +157,11 @@ class Schema:
     def primary(self) -> int:
         """Index k of the primary task."""
         return [t.name for t in self.tasks].index(self.primary_task)
+
+    def without_counters(self) -> "Schema":
+        """The same log without the features that counters added."""
+        kept = tuple(f for f in self.features if not f.counter)
+        return dataclasses.replace(self, features=kept)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

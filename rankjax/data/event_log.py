@@ -74,6 +74,13 @@ def is_prepared(folder: str | os.PathLike, fingerprint: dict[str, Any]) -> bool:
     return True
 
 
+def check_free(folder: str | os.PathLike) -> None:
+    """Raises ValueError where something lies in the folder that a log shall be written to."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: found a folder that is not empty, expected none")
+
+
 def _crc32(path: pathlib.Path) -> int:
     crc = 0
     with path.open("rb") as stream:
@@ -159,8 +166,7 @@ class LogWriter:
         self.folder = pathlib.Path(folder)
         self.schema, self.fingerprint = schema, _json(fingerprint)
         self._checks = {file: columns.Checker(self.folder, file, schema) for file in FILES}
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder}: found a folder that is not empty, expected none")
+        check_free(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = pathlib.Path(
             tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent)
@@ -323,11 +329,15 @@ class EventLog:
     columns: dict[str, dict[str, np.ndarray]]
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, *, verify: bool = False) -> "EventLog":
+    def open(
+        cls, folder: str | os.PathLike, *, verify: bool = False, counters: bool = True
+    ) -> "EventLog":
         """Opens a folder that `LogWriter` wrote.
 
         Sizes, rows, column names and types are always checked; `verify` also reads every byte and
-        compares checksums. Raises ValueError that names the file, what was found and expected.
+        compares checksums. counters=False leaves the counters out of the schema, and says so in
+        the fingerprint, so that a study cannot mix both.
+        Raises ValueError that names the file, what was found and expected.
         """
         folder = pathlib.Path(folder)
         if not (folder / "log.json").exists():
@@ -354,10 +364,13 @@ class EventLog:
                 f"{folder / 'offsets.arrow'}: found {len(event_start)} offsets, expected {wanted}, "
                 f"the last one {events}"
             )
+        fingerprint = record["fingerprint"]
+        if not counters and schema != schema.without_counters():
+            schema, fingerprint = schema.without_counters(), {**fingerprint, "counters": False}
         return cls(
             folder=folder,
             schema=schema,
-            fingerprint=record["fingerprint"],
+            fingerprint=fingerprint,
             info=record["info"],
             event_start=event_start,
             columns=views,

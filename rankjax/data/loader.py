@@ -142,6 +142,13 @@ class Batches:
             return np.zeros((*rows.shape, *column.shape[1:]), column.dtype)
         return column.take(rows, axis=0, mode="clip")
 
+    def _scaled(self, f: Feature, file: str, rows: np.ndarray) -> np.ndarray:
+        """A stored feature of `rows` as models read it."""
+        values = self._take(file, f.name, rows)
+        if f.kind != "dense":
+            return values
+        return (values - np.float32(f.shift)) / np.float32(f.scale)
+
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch: arrays [B / P, ...] as `Batch` says, NumPy."""
         S, C = self.shape(step)
@@ -151,7 +158,7 @@ class Batches:
         user = np.where(real, samples.user[ids], 0)
         reference, time = samples.reference[ids][:, None], samples.time[ids][:, None]
         return Batch(
-            user={f.name: self._take("users", f.name, user[:, None]) for f in self.schema.user},
+            user={f.name: self._scaled(f, "users", user[:, None]) for f in self.schema.user},
             **self._history(ids, real, S, reference, time),
             **self._candidates(ids, real, C, time),
             schema=self.schema,
@@ -218,15 +225,18 @@ class Batches:
         item = item.astype(np.intp)  # once, not once per column
         for f in features:
             if f.side == "item":
-                found[f.name] = self._take("items", f.name, item)  # row 0 is zeros
+                found[f.name] = self._scaled(f, "items", item)  # row 0 is zeros
                 continue
             if f.derive:
                 rule = samples_module.DERIVED[f.derive]
                 birth = self._take("items", "birth", item) if rule.birth else when
                 values = rule.rule(when, reference, birth)
-                values = values.astype(np.float32 if f.kind == "dense" else np.int32)
+                if f.kind == "dense":
+                    values = ((values - f.shift) / f.scale).astype(np.float32)
+                else:
+                    values = values.astype(np.int32)
             else:
-                values = self._take(file, f.name, rows)
+                values = self._scaled(f, file, rows)
             values *= mask[..., None] if f.kind == "ids" else mask
             found[f.name] = values
         return found

@@ -180,17 +180,24 @@ def past_events(log: event_log.EventLog, rows: np.ndarray) -> np.ndarray:
     found = np.empty(len(rows), np.int64)
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
-        u, t = user[chunk], when[chunk]
+        u = user[chunk]
         low, high = log.event_start[u], log.event_start[u + 1]
-        longest = int((high - low).max(initial=0))
-        for _ in range(longest.bit_length()):
-            middle = (low + high) // 2
-            open_ = low < high
-            earlier = open_ & (happened.take(middle, mode="clip") < t)
-            low = np.where(earlier, middle + 1, low)
-            high = np.where(open_ & ~earlier, middle, high)
-        found[start : start + CHUNK] = low
+        found[start : start + CHUNK] = count_before(happened, low, high, when[chunk])
     return found
+
+
+def count_before(
+    happened: np.ndarray, low: np.ndarray, high: np.ndarray, when: np.ndarray
+) -> np.ndarray:
+    """int64 [n]: low + how many of the ascending happened[low:high] are < when, side by side."""
+    longest = int((high - low).max(initial=0))
+    for _ in range(longest.bit_length()):
+        middle = (low + high) // 2
+        open_ = low < high
+        earlier = open_ & (happened.take(middle, mode="clip") < when)
+        low = np.where(earlier, middle + 1, low)
+        high = np.where(open_ & ~earlier, middle, high)
+    return low
 
 
 def _span_rows(log: event_log.EventLog, span: str, newest: int | None) -> np.ndarray:
