@@ -350,22 +350,3 @@ def _adagrad(
     step_ue = rate * g_ue / (jnp.sqrt(acc_u) + eps)[:, None]
     x_ve = x_ve.at[unique].add(-step_ue, mode="drop", unique_indices=True)
     return x_ve, acc_v.at[unique].set(acc_u, mode="drop", unique_indices=True)
-
-
-def hash_ids(values: np.ndarray, rows: int) -> np.ndarray:
-    """int64 values of any range -> int32 ids 1 .. rows - 1 (splitmix64); for sources, on the host.
-
-    Missing values are the caller's to set to 0 afterwards. Raises ValueError when rows < 2 or the
-    values are no integers.
-    Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators (2014), fig. 14.
-    """
-    if rows < 2 or not np.issubdtype(np.asarray(values).dtype, np.integer):
-        raise ValueError(
-            f"hash_ids: rows={rows}, dtype {np.asarray(values).dtype}; expected rows >= 2 and "
-            "integers"
-        )
-    z = np.asarray(values).astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z % np.uint64(rows - 1) + np.uint64(1)).astype(np.int32)

@@ -390,25 +390,7 @@ def test_no_step_copies_a_table():
     assert not re.findall(r"= f32\[5000000\S* copy\(", compiled.as_text())
 
 
-def test_hash_ids():
-    values = np.array([0, 1, -1, 2**63 - 1, -(2**63), 12345], np.int64)
-    want = [reference.splitmix64(int(v) % 2**64) % 99 + 1 for v in values]
-    got = embedding.hash_ids(values, 100)
-    assert got.dtype == np.int32 and got.tolist() == want
-    # The generator's first published output for seed 0.
-    assert reference.splitmix64(0) == 0xE220A8397B1DCDAF
-    many = embedding.hash_ids(np.arange(100_000), 2**31 - 1)
-    assert many.min() >= 1 and len(np.unique(many)) > 99_990
-    counts = np.bincount(embedding.hash_ids(np.arange(100_000), 11), minlength=11)
-    assert counts[0] == 0 and abs(counts[1:] - 10_000).max() < 500
-    assert (embedding.hash_ids(np.arange(5), 2) == 1).all()
-
-
 def test_bad_input():
-    with pytest.raises(ValueError, match=r"rows=1.*expected rows >= 2"):
-        embedding.hash_ids(np.arange(3), 1)
-    with pytest.raises(ValueError, match="float64"):
-        embedding.hash_ids(np.arange(3.0), 10)
     for field, value in (
         *(("width", 0), ("eps", 0.0), ("clip", 0.0), ("clip", -1.0)),
         *(("learning_rate", float("nan")), ("init_std", -0.1), ("bias_learning_rate", -1.0)),

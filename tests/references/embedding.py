@@ -37,12 +37,3 @@ def rowwise_adagrad(table_ve, acc_v, g_ve, rate, eps):
             acc_v[v] += np.mean(g_ve[v] ** 2)
             table_ve[v] -= rate * g_ve[v] / (np.sqrt(acc_v[v]) + eps)
     return table_ve, acc_v
-
-
-def splitmix64(x):
-    """One draw of the generator whose state was x, with Python integers."""
-    mask = 2**64 - 1
-    z = (x + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return z ^ (z >> 31)

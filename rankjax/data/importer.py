@@ -1,0 +1,195 @@
+"""From the user's own files and a schema.toml to a log (docs/own-data.md).
+
+Four stages, each of which leaves files in a working folder beside the log, so that an interrupted
+import goes on where it was:
+  read    every file in chunks, columns checked and called by their roles (own/reading.py)
+  learn   users, items, spans, vocabularies, moments (own/learning.py)
+  sort    every chunk as rows of the log, sorted (own/rows.py, own/runs.py)
+  write   the sorted chunks merged in ranges into the log (own/writing.py), counters added
+Memory is bounded by a chunk, the distinct ids and times, the events of one user, and the
+impressions of one second, one request or, without requests, one user; with [negatives] by those of
+one hour or day.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from rankjax.data import columns, counters, event_log
+from rankjax.data.own import learning, plan, reading, requests, rows, runs, schema_file, writing
+from rankjax.data.sources import files as source_files
+
+VERSION = 1
+CHUNK = 1 << 20  # rows of a file that are held at once
+
+
+def fingerprint(
+    schema: schema_file.ImportSchema, parts: Sequence[plan.Part], chunk: int
+) -> dict[str, Any]:
+    """What the log is made from: the schema, every file's hash, and the chunks' size."""
+    # Keys as they stand: features and labels take their order in the log from it.
+    text = json.dumps(dataclasses.asdict(schema), default=str)
+    hashes = {path: source_files.sha256(path) for path in {p.path for p in parts}}
+    return {
+        "source": "import",
+        "version": VERSION,
+        "schema": hashlib.sha256(text.encode()).hexdigest(),
+        "files": {_role(p): hashes[p.path] for p in parts},
+        "chunk": chunk,
+    }
+
+
+def _role(part: plan.Part) -> str:
+    return f"{part.tag}: {part.path.name}"
+
+
+def run(
+    schema: schema_file.ImportSchema,
+    files: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    chunk: int = CHUNK,
+) -> pathlib.Path:
+    """Writes the log of these files into `out` and returns it; twice does nothing.
+
+    An interrupted import leaves a folder .<out>.import beside `out`; the next call goes on from it.
+    chunk: rows held at once; it decides the working memory (about 1 KB a row).
+    Raises ValueError: the schema does not fit the files, a value does not fit its role, no
+    impression is left, `out` holds something else. The message names file, column, row.
+    """
+    out, schema = pathlib.Path(out), plan.resolve(schema)
+    if out.exists() and not (out / "log.json").exists() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out}: found something that is no log, expected none, or this log")
+    slots = tuple(plan.slots(schema))
+    _check(schema, slots)
+    parts = tuple(plan.parts(schema, [pathlib.Path(f) for f in files]))
+    unused = plan.check_columns(schema, parts)
+    made_of = fingerprint(schema, parts, chunk)
+    final = made_of
+    if schema.counters is not None:
+        final = counters.fingerprint(made_of, schema.counters)
+    work = out.parent / f".{out.name}.import"
+    if event_log.is_prepared(out, final):
+        shutil.rmtree(work, ignore_errors=True)  # of a call that ended just before it did this
+        return out
+    _begin(work, made_of)
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(
+        console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        job = writing.Job(schema, None, parts, slots, work, chunk)
+        counted = _read(job, progress)
+        learned = learning.learn(schema, parts, job.chunks, work)
+        found = plan.log_schema(schema, job.slots, learning.sizes(learned))
+        job = dataclasses.replace(job, log_schema=found)
+        lost = _sort(job, learned, progress)
+        target = out if schema.counters is None else work / "log"
+        info = {"unused_columns": unused, "rows": counted, "lost": lost}
+        if not event_log.is_prepared(target, made_of):
+            writing.write(job, learned, target, made_of, info)
+        if schema.counters is not None:
+            counters.add(target, out, schema.counters)
+    shutil.rmtree(work)
+    return out
+
+
+def _check(schema: schema_file.ImportSchema, slots: Sequence[plan.Slot]) -> None:
+    """Raises ValueError, before any file is read, where the log's schema would contradict itself or
+    nothing says which events lie before an impression."""
+    found = plan.log_schema(schema, slots, {})
+    for file in columns.FILES:
+        columns.kinds(file, found)
+    learning.settings(slots)
+    if schema.negatives is not None and not schema.time_exact:
+        raise ValueError("[negatives] need exact times, found time_exact = false")
+    timed = [x for x in schema.events if not x.list]
+    ordered = {bool(x.order) for x in (*timed, *schema.impressions)}
+    by_row = any(x.time == schema_file.ROW and not x.order for x in schema.impressions)
+    if timed and (len(ordered) > 1 or by_row):
+        raise ValueError(
+            "[events], [impressions]: found `order`, or time = '@row', in some of them only; "
+            "expected `order` in all (but lists), or times in all, else they do not compare"
+        )
+
+
+def _begin(work: pathlib.Path, made_of: dict[str, Any]) -> None:
+    """The working folder, emptied where it is of another import."""
+    note = work / "import.json"
+    text = json.dumps(made_of, sort_keys=True)
+    if work.exists() and (not note.exists() or note.read_text() != text):
+        print(
+            f"{work}: an unfinished import of other files or another schema; begun anew",
+            file=sys.stderr,
+        )
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    note.write_text(text)
+
+
+def _read(job: writing.Job, progress: rich.progress.Progress) -> dict[str, dict[str, int]]:
+    """Stage read. Returns {file in its role: rows read and kept}."""
+    bar = progress.add_task("reading", total=len(job.parts))
+    counted = {}
+    for part in job.parts:
+        done = job.work / f"read.{part.tag}.json"
+        if not done.exists():
+            read = kept = 0
+            chunks = reading.chunks(part.path, part.spec, job.schema, job.chunk)
+            for number, (until, frame) in enumerate(chunks):
+                path = job.work / f"read.{part.tag}.{number:06d}.arrow"
+                if not path.exists():
+                    runs.write(path, frame)
+                read, kept = until, kept + frame.height
+            _note(done, {"read": read, "kept": kept})
+        counted[_role(part)] = json.loads(done.read_text())
+        progress.advance(bar)
+    return counted
+
+
+def _note(path: pathlib.Path, found: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(found))
+    partial.rename(path)
+
+
+def _sort(
+    job: writing.Job, learned: learning.Learned, progress: rich.progress.Progress
+) -> dict[str, dict[str, int]]:
+    """Stage sort. Returns what was lost on the way, by feature."""
+    schema, slots = job.schema, job.slots
+    total: dict[str, dict[str, int]] = {}
+    parts = [p for p in job.parts if p.table in ("events", "impressions")]
+    bar = progress.add_task("sorting", total=len(parts))
+    for part in parts:
+        for number, frame in enumerate(job.chunks(part)):
+            done = job.work / f"sort.{part.tag}.{number:06d}.json"
+            if not done.exists():
+                lost: dict[str, dict[str, int]] = {}
+                name = f"{part.tag}.{number:06d}.arrow"
+                if part.table == "events":
+                    found = rows.events(schema, part, frame, learned, slots, lost)
+                    runs.write_run(job.work / f"past.{name}", found, rows.EVENT_KEYS)
+                    if schema.negatives is not None:
+                        bucket = requests.BUCKETS[schema.negatives.within]
+                        found = rows.clicks(schema, part, frame, learned, slots, lost, bucket)
+                        runs.write_run(job.work / f"click.{name}", found, rows.CLICK_KEYS)
+                else:
+                    found = rows.impressions(schema, part, frame, learned, slots, lost)
+                    keys = requests.keys_of(part.spec)
+                    runs.write_run(job.work / f"shown.{part.number}.{name}", found, keys)
+                _note(done, lost)
+            for feature, counts in json.loads(done.read_text()).items():
+                into = total.setdefault(feature, dict.fromkeys(counts, 0))
+                for what, n in counts.items():
+                    into[what] += n
+        progress.advance(bar)
+    return {name: x for name, x in total.items() if any(x.values())}
