@@ -18,10 +18,11 @@ optim       the optax chain and its schedules
 evaluate    the scoring function, and the metrics of a scored stream
 checkpoint  Orbax: model, optimizer, tables and (seed, step), in one atomic save
 train       state, step, loop; held-out and progressive ("predict, then train")
+baseline    gradient-boosted trees on the same features, split and metrics
 scaling     trial, ladder, study, fit, report: what to scale
 bench       throughput and peers, JSON out
 doctor      what this machine has and lacks
-cli         rankjax data | train | study | report | bench | doctor
+cli         rankjax data | train | study | baseline | report | bench | doctor
 """
 
 __version__ = "0.1.0"

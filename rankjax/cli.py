@@ -1,4 +1,4 @@
-"""rankjax data | train | study | report | bench | doctor: public functions, nothing else.
+"""rankjax data | train | study | baseline | report | bench | doctor: public functions only.
 
 Every command takes --json to print one JSON object for machines instead of text for people.
 """
@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import rich
 import rich.console
@@ -16,30 +16,14 @@ import rich.progress
 import rich.table
 import tyro
 
-from rankjax import bench, doctor, train
-from rankjax.data import event_log, samples
+from rankjax import baseline, bench, doctor, train
+from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.scaling import presets, report, study, trial, workers
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
 Worlds = Literal["small", "550k", "world"]
 Architectures = Literal["dlrm_mlp", "dcnv2_din", "rankmixer", "hstu"]
-
-
-def _print(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(found))
-        return
-    table = rich.table.Table(show_header=False)
-    for key, value in found.items():
-        table.add_row(str(key), f"{value:.6g}" if isinstance(value, float) else str(value))
-    rich.print(table)
-
-
-def _describe_log(path: pathlib.Path) -> dict[str, Any]:
-    log = event_log.EventLog.open(path)
-    rows = {f: log.rows(f) for f in event_log.FILES}
-    return {"log": str(path), "rows": rows, "tasks": [t.name for t in log.schema.tasks]}
 
 
 def data_world(
@@ -62,7 +46,7 @@ def data_world(
     """
     config = presets.world(size, impressions, seed)
     path = synthetic.prepare(config, out, **({} if workers is None else {"workers": workers}))
-    _print({**_describe_log(path), "floors": synthetic.floors(path)}, json)
+    commands.show({**commands.summary(path), "floors": synthetic.floors(path)}, json)
 
 
 def data_movielens(
@@ -78,7 +62,7 @@ def data_movielens(
     """
     if download:
         raw = movielens.download(download, raw)
-    _print(_describe_log(movielens.prepare(raw, out)), json)
+    commands.show(commands.summary(movielens.prepare(raw, out)), json)
 
 
 def data_ebnerd(raw: Folder, out: Folder, json: bool = False) -> None:
@@ -89,7 +73,7 @@ def data_ebnerd(raw: Folder, out: Folder, json: bool = False) -> None:
       out: folder for the log.
       json: print JSON.
     """
-    _print(_describe_log(ebnerd.prepare(raw, out)), json)
+    commands.show(commands.summary(ebnerd.prepare(raw, out)), json)
 
 
 def train_one(
@@ -102,6 +86,7 @@ def train_one(
     layers: int | None = None,
     width: int | None = None,
     budget: int | None = None,
+    counters: bool = True,
     config: Annotated[train.TrainConfig, tyro.conf.arg(name="")] = train.TrainConfig(),  # noqa: B008
     test: bool = False,
     json: bool = False,
@@ -118,11 +103,12 @@ def train_one(
       layers: L.
       width: D.
       budget: train on the newest n valid impressions of the train span.
+      counters: the log's counters are among the features.
       config: optimizer, tables, batch, seed.
       test: read the test span too.
       json: print JSON.
     """
-    opened = event_log.EventLog.open(log, verify=True)
+    opened = event_log.EventLog.open(log, verify=True, counters=counters)
     sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}
     chosen = samples.SampleConfig(organisation=organisation, history=history)
     if organisation == "window":
@@ -141,7 +127,7 @@ def train_one(
             spec, opened, out, test=test,
             on_step=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
-    _print({**result, **timing}, json)
+    commands.show({**result, **timing}, json)
 
 
 def study_quick(
@@ -168,6 +154,7 @@ def study_run(
     embedding_stds: tuple[float, ...] = (0.01, 0.05),
     history: int = 50,
     batch: int = 512,
+    counters: bool = True,
     sequence_windows: bool = False,
     workers: int | None = None,
     json: bool = False,
@@ -185,12 +172,13 @@ def study_run(
       embedding_stds: the scales of the embeddings' initialisation.
       history: S of the models that have no S axis.
       batch: valid impressions a step.
+      counters: the log's counters are among the features.
       sequence_windows: window samples for sequence models, impressions for the others (for logs
         without requests); default: request samples for all.
       workers: processes, by default one per core.
       json: print JSON.
     """
-    opened = event_log.EventLog.open(log)
+    opened = event_log.EventLog.open(log, counters=counters)
     asked = presets.study_of(
         opened,
         architectures=architectures,
@@ -221,6 +209,31 @@ def _show(path: pathlib.Path, as_json: bool) -> None:
         print(f"report: {path}")
 
 
+def baseline_of(
+    log: Folder,
+    study: pathlib.Path | None = None,
+    budget: int | None = None,
+    counters: bool = True,
+    json: bool = False,
+) -> None:
+    """Gradient-boosted trees on the features of a log: what one would use instead of a deep model.
+
+    Args:
+      log: a prepared log.
+      study: folder of a study on this log; its report will show the trees.
+      budget: learn from the newest n impressions of the train span (none = all, or the study's
+        largest budget).
+      counters: the log's counters are among the features.
+      json: print JSON.
+    """
+    opened = event_log.EventLog.open(log, verify=True, counters=counters)
+    if study is None:
+        found = baseline.run(opened, baseline.BaselineConfig(budget=budget))
+    else:
+        found = workers.write_trees(opened, study, budget)
+    commands.show(found, json)
+
+
 def write_report(folder: Folder, json: bool = False) -> None:
     """Write report.html and summary.json of a study again from its results.parquet.
 
@@ -239,16 +252,27 @@ def look(json: bool = False) -> None:
     """
     found = doctor.run()
     if json:
-        _print(found, True)
+        commands.show(found, True)
     else:
         doctor.show(found)
     sys.exit(0 if found["ok"] else 1)
 
 
 COMMANDS: dict[str, Callable | dict[str, Callable]] = {
-    "data": {"world": data_world, "movielens": data_movielens, "ebnerd": data_ebnerd},
+    "data": {
+        "schema": commands.data_schema,
+        "import": commands.data_import,
+        "describe": commands.data_describe,
+        "check": commands.data_check,
+        "counters": commands.data_counters,
+        "export": commands.data_export,
+        "world": data_world,
+        "movielens": data_movielens,
+        "ebnerd": data_ebnerd,
+    },
     "train": train_one,
     "study": {"quick": study_quick, "run": study_run},
+    "baseline": baseline_of,
     "report": write_report,
     "bench": bench.COMMANDS,
     "doctor": look,

@@ -1,13 +1,15 @@
 """Commands print one JSON object when asked; mistakes end with one line and exit status 2."""
 
+import dataclasses
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from rankjax import cli, doctor
+from rankjax import cli, doctor, schema
 from rankjax.data import event_log
-from rankjax.scaling import workers
+from rankjax.scaling import presets, study, workers
 from tests import tiny
 
 
@@ -61,6 +63,7 @@ def test_doctor_of_this_machine(capsys):
         ("data", "ebnerd", "{}/raw", "{}/log"),
         ("train", "{}/log"),
         ("study", "run", "{}/log", "{}/study"),
+        ("baseline", "{}/log"),
         ("report", "{}/study"),
     ],
 )
@@ -114,6 +117,54 @@ def test_a_log_with_a_damaged_byte_is_not_trained_on(capsys, tmp_path):
     assert status == 2 and "impressions.arrow: found crc32" in err
     status, _, err = run(capsys, "study", "run", log, tmp_path / "study")
     assert status == 2 and "impressions.arrow: found crc32" in err
+
+
+def test_baseline_prints_the_metrics_and_joins_a_study(capsys, tmp_path):
+    log = tiny.log(tmp_path / "log", requests=120, events=300)
+    status, out, _ = run(capsys, "baseline", log, "--budget", 50, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["rows"] == 50 and found["test_ne"] > 0
+    status, out, _ = run(capsys, "baseline", log)  # for people, on the whole train span
+    assert status == 0 and "validation_ne" in out
+    argv = ("baseline", log, "--study", tmp_path / "study", "--json")
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "found no study.json" in err and err.count("\n") == 1
+    opened = event_log.EventLog.open(log)
+    study.open_folder(presets.study_of(opened, budgets=(70,)), tmp_path / "study")
+    found = json.loads(run(capsys, *argv)[1])
+    assert found["rows"] == 70
+    assert json.loads((tmp_path / "study" / "baseline.json").read_text()) == found
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """A log with one counter."""
+    made, files = tiny.columns(requests=120, events=300)
+    signal = schema.Feature(
+        name="signal", side="context", group="context", kind="dense", counter=True
+    )
+    files["impressions"]["signal"] = np.ones(len(files["impressions"]["time"]), np.float32)
+    made = dataclasses.replace(made, features=(*made.features, signal))
+    return event_log.write_log(tmp_path / "log", made, **files, fingerprint={"counted": 1})
+
+
+def test_commands_leave_the_counters_out_where_asked(capsys, monkeypatch, counted, tmp_path):
+    columns = [
+        json.loads(run(capsys, "baseline", counted, *more, "--json")[1])["features"]
+        for more in ((), ("--no-counters",))
+    ]
+    assert columns[0] == columns[1] + 1
+    asked = []
+    monkeypatch.setattr(cli, "_study", lambda plan, *_: asked.append(plan))
+    run(capsys, "study", "run", counted, tmp_path / "study")
+    run(capsys, "study", "run", counted, tmp_path / "study", "--no-counters")
+    assert [plan.counters for plan in asked] == [True, False]
+    logs = []
+    result = lambda spec, log, *_, **__: (logs.append(log), ({}, {}))[1]
+    monkeypatch.setattr(cli.trial, "run", result)
+    run(capsys, "train", counted)
+    run(capsys, "train", counted, "--no-counters")
+    assert ["signal" in [f.name for f in log.schema.features] for log in logs] == [True, False]
 
 
 def test_a_full_disk_is_one_line(capsys, monkeypatch):

@@ -151,8 +151,11 @@ def ranking_words(name: str, metric: str, ranking: list[dict]) -> str:
     return f"{name}, {METRICS[metric]} per doubling of training FLOPs: {'; '.join(parts)}."
 
 
-def warnings(found: findings.Findings) -> list[str]:
-    """Everything a reader must know before believing the report, most serious first."""
+def warnings(found: findings.Findings, trees: dict | None = None) -> list[str]:
+    """Everything a reader must know before believing the report, most serious first.
+
+    trees: what baseline.json holds, or None where they were not run.
+    """
     out = []
     rang = found.alarms["rang"]
     if rang:
@@ -169,7 +172,7 @@ def warnings(found: findings.Findings) -> list[str]:
     lost = found.final.filter(~findings.finite("test_auc")).height
     if lost:
         out.append(f"Test AUC is undefined in {lost} of {found.final.height} final trials.")
-    out += _design_warnings(found) + _sweep_warnings(found)
+    out += _trees_warnings(found, trees) + _design_warnings(found) + _sweep_warnings(found)
     for curve in found.curves:
         if curve.power is not None and curve.power.ok:
             where = f"{curve.architecture}, {curve.axis} ({curve.label})"
@@ -177,6 +180,19 @@ def warnings(found: findings.Findings) -> list[str]:
     for name, joint in found.joints.items():
         out += [f"Joint law of {name}: {w}" for w in joint.warnings]
     return out
+
+
+def _trees_warnings(found, trees: dict | None) -> list[str]:
+    if trees is None or trees["test_ne"] is None or not found.best:
+        return []
+    best = min(found.best, key=lambda row: row["test_ne"])
+    if best["test_ne"] < trees["test_ne"]:
+        return []
+    return [
+        "No architecture beats gradient-boosted trees on the same features: test NE "
+        f"{trees['test_ne']:.4f} (trees) against {best['test_ne']:.4f} ({best['architecture']}, "
+        "the best)."
+    ]
 
 
 def _design_warnings(found) -> list[str]:

@@ -20,7 +20,7 @@ NUMBERS = (
     *("axis_value", "size", "samples", "steps", "batch", "seed", "learning_rate", "padding_share"),
     *("table_learning_rate", "embedding_std", "dense_params", "embedding_params", "tokens"),
     *("layers", "width", "flops", "flops_valid", "training_flops", "paper_params", "paper_flops"),
-    *("oracle_ne", "test_ne", "test_auc", "validation_ne", "validation_auc"),
+    *("oracle_ne", "test_ne", "test_auc", "test_request_auc", "validation_ne", "validation_auc"),
 )
 TEXT = ("trial", "stage", "architecture", "ladder", "axis", "config", "paper_scope")
 
@@ -158,7 +158,7 @@ def _once(rows: polars.DataFrame) -> polars.DataFrame:
 
 def _cells(rows: polars.DataFrame, by: list[str]) -> polars.DataFrame:
     """Mean and std (n - 1) over seeds of every metric, beside the sizes' own columns."""
-    metrics = [f"{s}_{m}" for s in ("validation", "test") for m in METRICS]
+    metrics = [f"{s}_{m}" for s in ("validation", "test") for m in METRICS] + ["test_request_auc"]
     same = ["training_flops", "dense_params", "samples", "learning_rate", "flops_valid"]
     rows = rows.with_columns(polars.when(finite(m)).then(polars.col(m)) for m in metrics)
     return (

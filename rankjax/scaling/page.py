@@ -7,7 +7,7 @@ import numpy as np
 import plotly.offline
 import polars
 
-from rankjax.scaling import advice, figures, findings, markup
+from rankjax.scaling import advice, architectures, figures, findings, markup
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 METRICS = ("ne", "auc")
@@ -39,7 +39,7 @@ PUBLISHED = (
 def render(found: findings.Findings, summed: dict, study: dict, timing) -> str:
     """Findings, their summary, study.json and timing (or None) -> the whole page."""
     sections = [
-        ("Architectures", _architectures(found, summed)),
+        ("Architectures", architectures.section(summed)),
         ("Quality against compute, size and data", _quality(found)),
         ("Which axis pays", _axes(found, summed)),
         ("Ladders, axis by axis", _ladders(found)),
@@ -66,7 +66,7 @@ def render(found: findings.Findings, summed: dict, study: dict, timing) -> str:
         "PLOTLY": plotly.offline.get_plotlyjs(),
         "TITLE": markup.escape(study.get("name") or "Scaling study"),
         "FACTS": _facts(found, summed),
-        "ADVICE": _advice(summed),
+        "ADVICE": _noted(summed) + _advice(summed),
         "LINKS": links,
         "BODY": body,
     }
@@ -93,6 +93,12 @@ def _facts(found, summed) -> str:
     return "".join(f"<li>{markup.escape(fact)}</li>" for fact in facts)
 
 
+def _noted(summed) -> str:
+    """What the log's source says that every report must show."""
+    items = "".join(f"<li>{markup.escape(text)}</li>" for text in summed["notes"])
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
 def _advice(summed) -> str:
     good, rang = summed["advice"]["supported"], summed["alarm"]["rang"]
     kind = "bad" if rang else "good" if good else "open"
@@ -105,49 +111,6 @@ def _advice(summed) -> str:
             f"warning{'s' if len(warned) > 1 else ''}</summary><ul>{items}</ul></details>"
         )
     return out
-
-
-def _architectures(found, summed) -> str:
-    if not summed["architectures"]:
-        return markup.note("No final trial has a test NE.")
-    rows, place = [], 1
-    for i, row in enumerate(summed["architectures"], 1):
-        place = place if row["tied_with_first"] else i
-        tie = row["tied_with_first"]
-        rank = f"{place}" + (" (tie)" if tie else "") + (" ?" if tie is None else "")
-        name = row["architecture"] + (
-            " · plain DNN" if row["architecture"] == found.baseline else ""
-        )
-        gap = row["test_ne"] - found.oracle_ne if found.oracle_ne is not None else None
-        sizes = zip(("T/S", "L", "D"), (row["tokens"], row["layers"], row["width"]))
-        size = ", ".join(f"{n} {v:g}" for n, v in sizes if v is not None)
-        plain_gap = "–" if row["ne_to_baseline"] is None else f"{row['ne_to_baseline']:+.4f}"
-        cells = [
-            rank,
-            name,
-            size,
-            markup.short(row["dense_params"]),
-            markup.short(row["training_flops"]),
-        ]
-        cells += [
-            markup.spread(row, "test_ne"),
-            plain_gap,
-            markup.number(gap),
-            markup.spread(row, "test_auc"),
-        ]
-        rows.append(cells)
-    head = "rank,architecture,size,dense params,training FLOPs,test NE,NE − plain DNN,NE − oracle"
-    std, freedom = found.spread["ne"]
-    noise = (
-        f"Ties: less than the seed spread explains at 5% (pooled std of NE {std:.5f}, {freedom} "
-        "degrees of freedom)."
-        if freedom
-        else "No size has two seeds, so ties cannot be told (marked ?)."
-    )
-    return markup.table([*head.split(","), "test AUC"], rows) + markup.note(
-        "Per architecture the size with the lowest validation NE at the largest budget; the "
-        f"numbers are on test. {noise}"
-    )
 
 
 def _quality(found) -> str:

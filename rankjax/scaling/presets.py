@@ -122,6 +122,7 @@ def study_of(
     )
     return study.Study(
         log=str(log.folder),
+        counters=log.fingerprint.get("counters", True),
         ladders=found,
         organisations=organisations,
         history=history,

@@ -7,11 +7,12 @@ anything, and text from data is escaped.
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import polars
 
-from rankjax.scaling import advice, findings, fit, markup, page, slopes
+from rankjax.scaling import advice, architectures, findings, fit, page, slopes
 
 
 def write(
@@ -20,20 +21,23 @@ def write(
     folder: str | os.PathLike,
     *,
     timing: polars.DataFrame | None = None,
+    trees: dict | None = None,
     bootstrap: int = 200,
 ) -> pathlib.Path:
     """Writes folder/report.html and folder/summary.json and returns the path of the report.
 
     Args:
       results: one row a trial, as in results.parquet; null where a metric is undefined.
-      study: what was asked (study.json); shown as the protocol, "command" and "study" if present.
+      study: what was asked (study.json); shown as the protocol, "command" and "study" if present;
+        "notes", sentences that the log wants shown, above everything.
       folder: made if absent. timing: timing.parquet, joined to the table of trials.
+      trees: what baseline.run returned (baseline.json); None = not run, which the report says.
       bootstrap: resamples behind the power laws' intervals and bands.
     Raises:
       ValueError: a column that nothing can be said without is missing.
     """
     found = findings.analyse(results, bootstrap=bootstrap)
-    summed = _summed(found)
+    summed = _summed(found, trees, study.get("notes", []))
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text_of = {
@@ -47,28 +51,28 @@ def write(
     return folder / "report.html"
 
 
-def summary(results: polars.DataFrame, *, bootstrap: int = 200) -> dict:
+def summary(
+    results: polars.DataFrame,
+    *,
+    trees: dict | None = None,
+    notes: Sequence[str] = (),
+    bootstrap: int = 200,
+) -> dict:
     """What the report says, for machines: JSON types only, null where a number is undefined.
 
     Keys: advice {sentence, supported, architecture, axes, reasons}, counts, architectures (the size
-    chosen on validation, its test metrics), fits (power laws and lines), joint, frontier, slopes,
-    ranking, comparisons, learning_rates, tables, seed_spread, oracle_ne, alarm, warnings.
+    chosen on validation, its test metrics), trees (what baseline.json holds, or null), notes, fits
+    (power laws and lines), joint, frontier, slopes, ranking, comparisons, learning_rates, tables,
+    seed_spread, oracle_ne, alarm, warnings.
     Raises: ValueError: a column that nothing can be said without is missing.
     """
-    return _summed(findings.analyse(results, bootstrap=bootstrap))
+    return _summed(findings.analyse(results, bootstrap=bootstrap), trees, notes)
 
 
 def text(summary: dict) -> str:
-    """The summary for a terminal: advice, architectures, axes, warnings; plain text, no markup."""
-    lines = [summary["advice"]["sentence"], ""]
-    width = max([len(row["architecture"]) for row in summary["architectures"]], default=0)
-    for row in summary["architectures"]:
-        tie = "  (ties with the first)" if row["tied_with_first"] else ""
-        lines.append(
-            f"{row['architecture']:<{width}}  test NE {markup.spread(row, 'test_ne')}  "
-            f"AUC {markup.spread(row, 'test_auc')}  {markup.short(row['training_flops'])} training "
-            f"FLOPs{tie}"
-        )
+    """The summary for a terminal: notes, advice, architectures, axes, warnings; no markup."""
+    lines = [f"note: {text}" for text in summary["notes"]]
+    lines += [summary["advice"]["sentence"], "", *architectures.lines(summary)]
     if summary["oracle_ne"] is not None:
         rang = len(summary["alarm"]["rang"])
         state = f"rang in {rang} trial(s)" if rang else "silent"
@@ -79,7 +83,7 @@ def text(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def _summed(found: findings.Findings) -> dict:
+def _summed(found: findings.Findings, trees: dict | None, notes: Sequence[str]) -> dict:
     final = found.final
     envelope_law = {m: _law(c) for m, c in found.envelope_curves.items()}
     out = {
@@ -93,6 +97,8 @@ def _summed(found: findings.Findings) -> dict:
         },
         "architectures": found.best,
         "baseline": found.baseline,
+        "trees": trees,
+        "notes": notes,
         "fits": [_law(c) for c in found.curves],
         "joint": {name: _joint(joint) for name, joint in found.joints.items()},
         "frontier": {
@@ -121,7 +127,7 @@ def _summed(found: findings.Findings) -> dict:
         },
         "oracle_ne": found.oracle_ne,
         "alarm": found.alarms,
-        "warnings": advice.warnings(found),
+        "warnings": advice.warnings(found, trees),
     }
     return plain(out)
 

@@ -55,6 +55,7 @@ class Study:
     max_realtime: int = 100
     window: int = 86400
     training: train.TrainConfig = train.TrainConfig()
+    counters: bool = True  # False: without the log's counters (data/counters.py)
     command: str = ""  # printed in the report
 
     def rates_of(self, architecture: str) -> tuple[float, ...]:
@@ -105,7 +106,7 @@ class Study:
     def describe(self) -> dict[str, Any]:
         """What `study.json` holds; two studies with equal descriptions are the same study."""
         described = dataclasses.asdict(self)
-        for key in ("log", "command"):
+        for key in ("log", "command", "counters"):  # the log's fingerprint tells the counters
             del described[key]
         for key in ("checkpoint_seconds", "log_every"):
             del described["training"][key]
@@ -240,7 +241,7 @@ def open_folder(study: Study, folder: pathlib.Path) -> event_log.EventLog:
       ValueError: the folder holds another study, or one of another log; names what differs. Or a
         budget is larger than the train span.
     """
-    log = event_log.EventLog.open(study.log)
+    log = event_log.EventLog.open(study.log, counters=study.counters)
     most = int(np.count_nonzero(log.column("impressions", "span") == 0))
     if too_large := [b for b in study.budgets if b is not None and not 0 < b <= most]:
         raise ValueError(
@@ -252,7 +253,8 @@ def open_folder(study: Study, folder: pathlib.Path) -> event_log.EventLog:
     path = folder / "study.json"
     with folders.locked(folder / "study.lock"):
         if not path.exists():
-            text = json.dumps({**asked, "command": study.command}, indent=1)
+            notes = {"notes": n} if (n := log.info.get("notes")) else {}
+            text = json.dumps({**asked, **notes, "command": study.command}, indent=1)
             folders.write_atomically(path, text.encode())
             return log
     found = json.loads(path.read_text())
@@ -274,7 +276,9 @@ def load_rows(folder: pathlib.Path) -> tuple[Rows, Rows]:
     results, timings = {}, {}
     for name, into in (("results", results), ("timing", timings)):
         if (folder / f"{name}.parquet").exists():
-            for row in pl.read_parquet(folder / f"{name}.parquet").to_dicts():
+            # Read at once: polars opens a path twice, and another worker may replace it between.
+            table = pl.read_parquet((folder / f"{name}.parquet").read_bytes())
+            for row in table.to_dicts():
                 # Rows of choices hide the test span; the same trial's final row has it.
                 if row["trial"] not in into or row.get("stage") == "final":
                     into[row["trial"]] = row
@@ -286,7 +290,8 @@ def load_rows(folder: pathlib.Path) -> tuple[Rows, Rows]:
 
 
 def read_request(folder: pathlib.Path) -> dict[str, Any]:
-    """What study.json holds: {"study": ..., "log": fingerprint, "command": ...}."""
+    """What study.json holds: {"study": ..., "log": fingerprint, "command": ...}, and "notes"
+    where the log has sentences that every report must show."""
     return json.loads((folder / "study.json").read_text())
 
 

@@ -4,6 +4,7 @@ On CPUs every worker is pinned to one core, so that a trial computes the same bi
 number of workers, and two small trials at once use two cores better than one trial does.
 """
 
+import json
 import multiprocessing
 import os
 import pathlib
@@ -18,8 +19,9 @@ import polars as pl
 import rich.console
 import rich.progress
 
+from rankjax import baseline
 from rankjax.data import event_log
-from rankjax.scaling import report, study
+from rankjax.scaling import folders, report, study
 
 # glibc gives a step's temporary buffer back to the system after every step once it exceeds 32 MB,
 # or 64 MB in the arena of a thread, and the page faults of taking it anew cost as much as the step
@@ -40,6 +42,9 @@ class Failed(RuntimeError):
 
 def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None) -> pathlib.Path:
     """Trains what the folder lacks and returns the path of its report.html.
+
+    Last the trees of baseline.py, on the largest budget; without scikit-learn, or where they cannot
+    learn, a line says so and the report too.
 
     Ctrl-C saves the running trials; calling `run` again goes on. workers: default one per CPU core
     that this process may use, or one where jax finds an accelerator.
@@ -80,6 +85,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
     results, complete = study.write_tables(asked, folder, study.params_of(asked, log))
     if not complete:
         raise Failed(f"{folder}: the workers stopped before the study was complete")
+    _add_trees(log, folder)
     return write_report(folder, results)
 
 
@@ -95,7 +101,56 @@ def write_report(folder: pathlib.Path, results: pl.DataFrame | None = None) -> p
             raise ValueError(f"{folder}: found no {name}, expected the folder of a study")
     if results is None:
         results = pl.read_parquet(folder / "results.parquet")
-    return report.write(results, study.read_request(folder), folder, timing=study.timing(folder))
+    path = folder / "baseline.json"
+    trees = json.loads(path.read_text()) if path.exists() else None
+    request, timing = study.read_request(folder), study.timing(folder)
+    return report.write(results, request, folder, timing=timing, trees=trees)
+
+
+def write_trees(
+    log: event_log.EventLog, folder: pathlib.Path, budget: int | None = None
+) -> dict[str, Any]:
+    """Runs the trees on a study's log, writes baseline.json and returns what it holds.
+
+    budget: newest impressions of the train span; default: the study's largest.
+
+    Raises:
+      ValueError: the folder holds no study, or one of another log; and as `baseline.run` does.
+    """
+    if not (folder / "study.json").exists():
+        raise ValueError(f"{folder}: found no study.json, expected the folder of a study")
+    asked = study.read_request(folder)
+    have, want = asked["log"], log.fingerprint
+    if differing := sorted(k for k in {*have, *want} if have.get(k) != want.get(k)):
+        first = differing[0]
+        raise ValueError(
+            f"{folder / 'study.json'}: a study of another log than {log.folder}; "
+            f"{', '.join(differing)} differ: found {first}={have.get(first)}, the log has "
+            f"{want.get(first)}"
+        )
+    budgets = asked["study"]["budgets"]
+    if budget is None and None not in budgets:
+        budget = max(budgets)
+    found = baseline.run(log, baseline.BaselineConfig(budget=budget))
+    folders.write_atomically(folder / "baseline.json", json.dumps(found, indent=1).encode())
+    return found
+
+
+def _add_trees(log: event_log.EventLog, folder: pathlib.Path) -> None:
+    """Writes baseline.json where there is none; what keeps the trees from it stops no study."""
+    screen = rich.console.Console(stderr=True)
+    columns = (rich.progress.TextColumn("{task.description}"), rich.progress.TimeElapsedColumn())
+    with (
+        folders.locked(folder / "baseline.lock"),  # hosts that share the folder run them once
+        rich.progress.Progress(*columns, console=screen, disable=not screen.is_terminal) as bars,
+    ):
+        if (folder / "baseline.json").exists():
+            return
+        bars.add_task("trees (scikit-learn) on the same features", total=None)
+        try:
+            write_trees(log, folder)
+        except ValueError as error:
+            screen.print(f"trees not run: {error}", markup=False, soft_wrap=True)
 
 
 def _worker(asked: study.Study, folder: pathlib.Path, core: int | None, news: Any, parent: int):

@@ -93,5 +93,19 @@ def test_a_sweep_without_any_loss_is_warned_about():
     assert len(warned) == 1 and warned[0].startswith("dlrm_mlp, D = 16: none of the rates [0.001")
 
 
+def test_trees_that_no_architecture_beats_are_warned_about():
+    found = analyse(architectures=("dlrm_mlp", "hstu"), budgets=(250_000,))
+    best = min(row["test_ne"] for row in found.best)
+    about = lambda trees: [w for w in advice.warnings(found, trees) if "trees" in w]
+    (warned,) = about({"test_ne": best - 0.01})
+    assert warned == (
+        "No architecture beats gradient-boosted trees on the same features: test NE "
+        f"{best - 0.01:.4f} (trees) against {best:.4f} (hstu, the best)."
+    )
+    assert about({"test_ne": best})  # a tie is no win
+    for beaten in ({"test_ne": best + 1e-6}, {"test_ne": None}, None):
+        assert not about(beaten)
+
+
 def test_a_good_study_has_none_of_them():
     assert not [w for w in advice.warnings(analyse(seeds=(0, 1))) if "One " in w or "edge" in w]

@@ -31,6 +31,9 @@ def test_sizes_are_chosen_on_validation_and_reported_on_test(found):
     (best,) = findings.analyse(table.with_columns(lowered.alias("validation_ne")), bootstrap=5).best
     assert best["width"] == 32
     assert best["test_ne"] > 0.8
+    own = table.filter(final)["test_request_auc"]
+    assert best["test_request_auc"] == pytest.approx(own.mean())
+    assert best["test_request_auc_std"] == pytest.approx(own.std())
     assert best["test_ne_n"] == 3
 
 

@@ -14,6 +14,7 @@ STUDY = {
     "study": {"seeds": [0, 1], "budgets": [250_000], "train": {"batch": 512}},
     "log": {"source": "made"},
     "command": "rankjax study quick <out>",
+    "notes": ["negatives were drawn, one per <click>", "times are rounded"],
 }
 
 
@@ -56,6 +57,16 @@ def test_plotly_is_there_once_and_nothing_is_loaded(text):
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", rest)
     assert "url(" not in rest
     assert "default-src 'none'" in text
+
+
+def test_notes_of_the_log_stand_above_the_advice(text, tmp_path):
+    rest, _ = without_plotly(text)
+    shown = "<li>negatives were drawn, one per &lt;click&gt;</li><li>times are rounded</li>"
+    assert f'<ul class="notes">{shown}</ul>' in rest
+    assert rest.index(shown) < rest.index('<div class="advice')
+    table = study_results.table(architectures=("hstu",), seeds=(0,), budgets=(250_000,))
+    path = report.write(table, {"study": {}}, tmp_path, bootstrap=5)
+    assert 'class="notes"' not in path.read_text(encoding="utf-8")
 
 
 def test_the_switches_cover_metrics_and_footings(text):

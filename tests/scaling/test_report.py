@@ -56,6 +56,26 @@ def test_text_tells_a_terminal_the_same(summary):
     assert "rankmixer, NE per doubling of training FLOPs: 1. data" in text
 
 
+def test_trees_and_notes_are_told_to_machines_and_terminals(table, tmp_path):
+    trees = {
+        "rows": 5, "rows_asked": 5, "features": 3, "iterations": 2, "test_ne": 0.1,
+        "config": {"iterations": 9, "leaves": 4}, "test_auc": 0.9, "test_request_auc": None,
+    }  # fmt: skip
+    path = report.write(table, {"notes": ["drawn"]}, tmp_path, trees=trees, bootstrap=5)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["trees"], summary["notes"]) == (trees, ["drawn"])
+    assert summary == report.summary(table, trees=trees, notes=["drawn"], bootstrap=5)
+    text = report.text(summary)
+    assert text.startswith(f"note: drawn\n{summary['advice']['sentence']}")
+    assert "trees (scikit-learn)  test NE 0.1000" in text
+    assert "warning: No architecture beats gradient-boosted trees" in text
+    page = path.read_text(encoding="utf-8")
+    assert "<td>trees (scikit-learn)</td>" in page and "<li>drawn</li>" in page
+    assert "No architecture beats gradient-boosted trees" in page
+    none = report.summary(table, bootstrap=5)
+    assert none["trees"] is None and none["notes"] == []
+
+
 def test_one_seed_one_size_one_architecture(tmp_path):
     table = study_results.table(
         architectures=("hstu",), seeds=(0,), budgets=(250_000,), oracle=None, axes=("D",)

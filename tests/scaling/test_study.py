@@ -122,6 +122,22 @@ def test_another_study_in_the_folder_is_refused(log, tmp_path):
         study.open_folder(ask(log, history=6), tmp_path)
 
 
+def test_notes_of_the_log_are_kept_and_not_compared(log, tmp_path):
+    study.open_folder(ask(log), tmp_path / "plain")
+    assert "notes" not in study.read_request(tmp_path / "plain")
+    made, files = tiny.columns(requests=120, events=300)
+    noted = event_log.write_log(
+        tmp_path / "log", made, **files, fingerprint={"noted": 1}, notes=["drawn", "rounded"]
+    )
+    study.open_folder(ask(noted), tmp_path / "noted")
+    path = tmp_path / "noted" / "study.json"
+    assert study.read_request(tmp_path / "noted")["notes"] == ["drawn", "rounded"]
+    old = {k: v for k, v in json.loads(path.read_text()).items() if k != "notes"}
+    path.write_text(json.dumps(old))
+    study.open_folder(ask(noted), tmp_path / "noted")
+    assert json.loads(path.read_text()) == old
+
+
 def test_another_log_is_refused(log, tmp_path):
     study.open_folder(ask(log), tmp_path / "study")
     other = tiny.log(tmp_path / "log", requests=121, events=300)

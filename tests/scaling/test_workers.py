@@ -1,15 +1,19 @@
 """Several processes do what one does; what breaks in one of them is told."""
 
 import dataclasses
+import json
 import queue
+import sys
 
 import polars as pl
 import pytest
 
-from rankjax import embedding, train
+from rankjax import baseline, embedding, train
+from rankjax.data import event_log
 from rankjax.models import dlrm
 from rankjax.scaling import ladder, study, workers
 from tests import tiny
+from tests.references import study_results
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,11 @@ def test_two_workers_give_the_rows_of_one(asked, tmp_path):
         path = workers.run(asked, tmp_path / str(count), workers=count)
         assert path == tmp_path / str(count) / "report.html" and path.exists()
         found[count] = pl.read_parquet(path.parent / "results.parquet")
+        trees = json.loads((path.parent / "baseline.json").read_text())
+        assert (
+            trees["test_ne"]
+            == json.loads((path.parent / "summary.json").read_text())["trees"]["test_ne"]
+        )
     assert found[1].height == 3 and found[1]["test_ne"].null_count() == 0
     assert found[2].equals(found[1])
 
@@ -52,6 +61,62 @@ def test_another_study_in_the_folder_starts_no_worker(asked, tmp_path):
     study.open_folder(asked, tmp_path)
     with pytest.raises(ValueError, match=r"study.json.*history"):
         workers.run(dataclasses.replace(asked, history=6), tmp_path, workers=1)
+
+
+def test_trees_take_the_largest_budget_of_the_study(asked, tmp_path):
+    study_of = dataclasses.replace(asked, budgets=(60, 120))
+    log = study.open_folder(study_of, tmp_path)
+    found = workers.write_trees(log, tmp_path)
+    assert found["rows"] == 120 == found["config"]["budget"]
+    assert json.loads((tmp_path / "baseline.json").read_text()) == found
+    assert workers.write_trees(log, tmp_path, 60)["rows"] == 60
+    study.open_folder(dataclasses.replace(asked, budgets=(60, None)), tmp_path / "all")
+    train_rows = int((log.column("impressions", "span") == 0).sum())
+    assert workers.write_trees(log, tmp_path / "all")["rows"] == train_rows
+
+
+def test_trees_of_another_log_are_refused(asked, tmp_path):
+    study.open_folder(asked, tmp_path)
+    other = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=121, events=300))
+    with pytest.raises(ValueError, match=r"study of another log.*requests differ: found requests="):
+        workers.write_trees(other, tmp_path)
+    with pytest.raises(ValueError, match=r"found no study.json"):
+        workers.write_trees(other, tmp_path / "nothing")
+    assert not (tmp_path / "baseline.json").exists()
+
+
+def test_trees_are_run_once(asked, tmp_path, monkeypatch, capsys):
+    log = study.open_folder(asked, tmp_path)
+    (tmp_path / "baseline.json").write_text("{}")
+    monkeypatch.setattr(baseline, "run", lambda *_: pytest.fail("run again"))
+    workers._add_trees(log, tmp_path)
+    assert (tmp_path / "baseline.json").read_text() == "{}" and capsys.readouterr().err == ""
+
+
+def test_without_scikit_learn_a_study_goes_on(asked, tmp_path, monkeypatch, capsys):
+    log = study.open_folder(asked, tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    workers._add_trees(log, tmp_path)
+    assert not (tmp_path / "baseline.json").exists()
+    said = capsys.readouterr().err
+    assert said.startswith("trees not run: ") and "pip install 'rankjax[baseline]'" in said
+    assert said.count("\n") == 1
+
+
+def test_the_report_of_a_folder_shows_its_trees(tmp_path):
+    table = study_results.table(architectures=("hstu",), seeds=(0,), budgets=(250_000,))
+    table = table.filter(pl.col("stage") == "final").head(2)
+    table.write_parquet(tmp_path / "results.parquet")
+    table.select("trial").write_parquet(tmp_path / "timing.parquet")
+    (tmp_path / "study.json").write_text(json.dumps({"study": {}, "notes": ["drawn"]}))
+    told = lambda: json.loads((workers.write_report(tmp_path).parent / "summary.json").read_text())
+    assert (told()["trees"], told()["notes"]) == (None, ["drawn"])
+    trees = {
+        "rows": 5, "rows_asked": 5, "features": 3, "iterations": 2, "test_ne": 0.1,
+        "config": {"iterations": 9, "leaves": 4}, "test_auc": 0.9, "test_request_auc": None,
+    }  # fmt: skip
+    (tmp_path / "baseline.json").write_text(json.dumps(trees))
+    assert told()["trees"] == trees
 
 
 class Ended:
