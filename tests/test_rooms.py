@@ -20,6 +20,7 @@ TESTS_WITHOUT_FILE = {
     "test_ci.py": ".ci/",
     "test_notebooks.py": "colab/",
     "test_experiments.py": "experiments/",
+    "test_own_schemas.py": "experiments/schemas/",
     "test_readme.py": "README.md and docs/",
     "models/test_all_models.py": "what every architecture must hold, one suite for all of them",
 }
