@@ -10,6 +10,7 @@ items come every day they mislead); test is read once.
 import contextlib
 import dataclasses
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from types import ModuleType
@@ -181,6 +182,8 @@ def features(
 
 
 def _sklearn() -> ModuleType:
+    # Read when OpenMP is loaded: threads that spin while they wait starve on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import sklearn.ensemble
     except ImportError as error:
@@ -243,7 +246,7 @@ def fit(log: event_log.EventLog, config: BaselineConfig) -> Trees:
     x_nf, names, categorical = features(log, rows[counted], frequency)
     unused = np.array([np.mean(~np.isnan(x_n)) < KNOWN for x_n in x_nf.T])
     tried = []
-    for left_out in (unused, unused & [name.startswith(FREQUENCY) for name in names]):
+    for left_out in (unused, unused | [name.startswith(FREQUENCY) for name in names]):
         x_nf[:, left_out] = 0  # a constant is never split on
         model = ensemble.HistGradientBoostingClassifier(
             learning_rate=config.learning_rate,
