@@ -102,6 +102,8 @@ def _by(config: CounterConfig, log: event_log.EventLog) -> tuple[str, ...]:
     stored = [f.name for f in log.schema.of("item") if f.kind == "id"]
     if config.of is None:
         most = (log.rows("items") - 1) / 2
+        # Rare items may share one id, so the name tells the item's own id too.
+        stored = [n for n in stored if n != "item"]
         distinct = {n: np.count_nonzero(np.unique(log.column("items", n))) for n in stored}
         return tuple(name for name in stored if distinct[name] <= most)
     if unknown := [name for name in config.of if name not in stored]:

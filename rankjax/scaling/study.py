@@ -4,6 +4,7 @@
     trials/<id>/     one folder a trial: trial.json, metrics.jsonl, checkpoints, result.json
     results.parquet  one row a trial and role; equal whenever the same study is run again
     timing.parquet   wall times
+    baseline.json    gradient-boosted trees on the same features, where scikit-learn is there
 
 What is still to be trained is a pure function of the study and the rows that exist (`requests`), so
 a killed study goes on where it stopped, and several processes or hosts may work on one folder: a

@@ -302,6 +302,18 @@ def test_models_read_counters_of_mean_0_and_deviation_1_over_the_training_span(t
         assert near == scaled and varies.sum() > 20
 
 
+def test_items_that_share_an_id_are_still_counted_one_by_one(tmp_path):
+    found, files = columns()
+    files["items"]["item"][5:] = 4  # as where rare items are all unknown
+    log = event_log.EventLog.open(write(tmp_path / "log", found, files))
+    names = counters.describe(counters.CounterConfig(windows=(DAY,)), log)
+    assert sum(n == "item_clicks_24h" for n in names) == 1
+    assert names == counters.describe(
+        counters.CounterConfig(windows=(DAY,)),
+        event_log.EventLog.open(write(tmp_path / "plain", *columns())),
+    )
+
+
 def test_the_truth_of_a_world_stays_beside_the_log(tmp_path):
     folder = write(tmp_path / "log", *columns())
     (tmp_path / "truth.arrow").touch()

@@ -1,5 +1,6 @@
 """What an import learns: spans, users and items, vocabularies and moments of the training span."""
 
+import itertools
 import pathlib
 import tomllib
 
@@ -7,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rankjax.data.own import learning, plan, schema_file
+from rankjax.data.own import encoding, learning, plan, schema_file
 
 SCHEMA = """
 name = "x"
@@ -308,3 +309,21 @@ def test_features_that_learn_together_agree():
     text = SCHEMA.replace("{table = ", "{min_count = 3, table = ")
     with pytest.raises(ValueError, match="'last' of side 'event': found min_count = 3, expected 1"):
         learning.settings(plan.slots(schema(text)))
+
+
+def test_pieces_are_merged_so_that_they_stay_few_and_small():
+    rng, pieces, seen, merged = np.random.default_rng(0), [], set(), 0
+
+    def together(one: pl.Series, other: pl.Series) -> pl.Series:
+        nonlocal merged
+        merged += len(one) + len(other)
+        return encoding.distinct(one, other)
+
+    for _ in range(300):
+        new = np.unique(rng.zipf(1.3, 100) % 100_000)
+        seen |= set(new.tolist())
+        learning._add(pieces, pl.Series(new), together)
+        assert sum(map(len, pieces)) <= 2 * len(seen)
+        assert all(len(a) > 2 * len(b) for a, b in itertools.pairwise(pieces))
+    assert set().union(*pieces) == seen
+    assert merged < 300 * 100 * 10  # far less than 300 times all of them
