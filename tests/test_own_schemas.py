@@ -223,7 +223,7 @@ def test_taobao_user_behavior(tmp_path):
     rows = publishers.user_behavior(tmp_path)
     for line in re.findall(r"^# +(awk .*)$", head(SCHEMAS / "taobao_user_behavior.toml"), re.M):
         subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
-    files = [tmp_path / "behaviours.csv", tmp_path / "categories.csv"]
+    files = [tmp_path / "UserBehavior.csv", tmp_path / "categories.csv"]
     log = opened("taobao_user_behavior", files, tmp_path)
     users, items = numbered(row[0] for row in rows), numbered(row[1] for row in rows)
     happened = [(row[4], users[row[0]], items[row[1]]) for row in rows]

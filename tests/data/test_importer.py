@@ -105,7 +105,7 @@ def test_files_of_one_name_in_two_folders_are_two_files(tmp_path):
     ]
     schema = schema_file.parse(config, "schema")
     log = event_log.EventLog.open(importer.run(schema, both, tmp_path / "log"))
-    check(log, own_import.log(config, files | {"shown.csv": files["shown.csv"]}))
+    check(log, own_import.log(config, {"shown.csv": files["shown.csv"]}))
     scenarios.write(tmp_path / "a", {"shown.csv": files["shown.csv"][:99]})
     with pytest.raises(ValueError, match="found a log with fingerprint"):
         importer.run(schema, both, tmp_path / "log")

@@ -65,10 +65,9 @@ def key(cells: dict[str, Any], columns: Any) -> Any:
 def feature(config: dict[str, Any], name: str, x: Any) -> dict[str, Any]:
     """A feature's settings with every default."""
     x = {"column": x} if isinstance(x, str) else dict(x)
-    ids = config.get("ids", {})
     defaults = {"column": name, "kind": "id", "table": name, "values": 8, "transform": "standard"}
-    x = {**defaults, "ids": "vocabulary", "min_count": 1, "rows": None, **ids, **x}
-    return x
+    defaults |= {"ids": "vocabulary", "min_count": 1, "rows": None}
+    return {**defaults, **config.get("ids", {}), **x}
 
 
 def elements(x: dict[str, Any], value: Any) -> list[Any]:
@@ -150,8 +149,6 @@ class Import:
             return 0
         return x if self.own[side]["ids"] == "given" else self.known[side].index(x) + 1
 
-    # -- spans
-
     def _cut(self):
         split = self.config.get("split", {})
         as_list = lambda x: x if isinstance(x, list) else [x]
@@ -187,8 +184,6 @@ class Import:
             named = self.values[str(row.cells[row.spec["split"]])]
             return 1 if named == 0 and row.time > train else named
         return 0 if row.time <= train else 1 if row.time <= validation else 2
-
-    # -- what is learned
 
     def features(self, row: Row, side: str) -> dict[str, dict[str, Any]]:
         """Stored features that a row of this table holds for a side."""
@@ -283,8 +278,6 @@ class Import:
         every = [x for row in self.rows if side in self.sides(row)
                  for x in self.features(row, side).items()]  # fmt: skip
         return {name: [0] * x["values"] if x["kind"] == "ids" else 0 for name, x in every}
-
-    # -- the files
 
     def catalogue(self, side: str) -> list[dict[str, Any]]:
         own, known = self.own[side], self.known[side]

@@ -88,14 +88,11 @@ def holds(x: pl.Series, condition: schema_file.Condition, place: Place) -> pl.Se
         x = x.cast(pl.Int128)  # so that no number of the schema is too large to compare with
     elif dtype.is_numeric():
         x = (x if dtype.is_float() else x.cast(pl.Float64)).fill_nan(None)
-    if condition.at_least is not None or condition.above is not None:
+    bounds = (condition.at_least, condition.above, condition.below)
+    if any(bound is not None for bound in bounds):
         if not dtype.is_numeric():
-            place.refuse_type(column, dtype, "numbers, which at_least and above compare")
-        if condition.above is None:
-            low = math.ceil(condition.at_least) if dtype.is_integer() else condition.at_least
-            return (x >= low).fill_null(False)
-        low = math.floor(condition.above) if dtype.is_integer() else condition.above
-        return (x > low).fill_null(False)
+            place.refuse_type(column, dtype, "numbers, which at_least, above and below compare")
+        return _between(x, *bounds, whole=dtype.is_integer())
     wanted = [condition.equals] if condition.one_of is None else list(condition.one_of)
     if dtype in TEXT:
         x, kind = x.cast(pl.String), str
@@ -109,6 +106,24 @@ def holds(x: pl.Series, condition: schema_file.Condition, place: Place) -> pl.Se
         place.refuse_type(column, dtype, f"values to compare with {wanted}")
     wanted = pl.Series(wanted).cast(x.dtype).implode()
     return x.is_in(wanted).fill_null(False)
+
+
+def _between(
+    x: pl.Series,
+    at_least: float | None,
+    above: float | None,
+    below: float | None,
+    whole: bool,
+) -> pl.Series:
+    """at_least <= x, above < x, x < below, as far as given; bounds of whole numbers are whole."""
+    found = x.is_not_null()
+    if at_least is not None:
+        found &= x >= (math.ceil(at_least) if whole else at_least)
+    if above is not None:
+        found &= x > (math.floor(above) if whole else above)
+    if below is not None:
+        found &= x < (math.ceil(below) if whole else below)
+    return found.fill_null(False)
 
 
 def binary(x: pl.Series, label: schema_file.Label, place: Place) -> pl.Series:

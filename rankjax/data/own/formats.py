@@ -166,13 +166,14 @@ def _csv(
     text = _text_columns(spec)
     types = {n: pa.string() if n in text or t == pa.null() else t for n, t in types.items()}
     convert = pyarrow.csv.ConvertOptions(
-        column_types={n: types[n] for n in wanted}, include_columns=wanted, strings_can_be_null=True
+        column_types={n: types[n] for n in wanted}, include_columns=wanted
     )
     try:
         with pyarrow.csv.open_csv(path, **_options(spec, BLOCK), convert_options=convert) as reader:
             yield pl.from_arrow(reader.schema.empty_table())
             for batch in reader:
-                yield pl.from_arrow(batch)
+                # An empty cell is missing, but "NA" is a country; in numbers both are.
+                yield pl.from_arrow(batch).with_columns(pl.col(pl.String).replace("", None))
     except pa.ArrowInvalid as error:
         raise _explained(path, spec, head.names, error) from error
 
@@ -241,7 +242,7 @@ def _csv_type(inferred: pa.DataType) -> pa.DataType:
 
 def _text_columns(spec: schema_file.Files) -> set[str]:
     """Columns whose CSV cells are text whatever they look like."""
-    text = {x.column for x in spec.features.values() if x.kind == "ids"}
+    text = {x.column for x in spec.features.values() if x.kind == "ids"} | set(spec.text)
     times = [getattr(spec, name, "") for name in ("time", "birth")]
     if spec.time_unit not in schema_file.UNITS:
         text |= {name for name in times if name and name != schema_file.ROW}

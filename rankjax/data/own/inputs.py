@@ -5,22 +5,35 @@ from typing import Any, Literal
 
 from rankjax.data import samples
 
+TESTS = ("equals", "one_of", "at_least", "above", "below")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A test of one column; exactly one of the four is given."""
+    """A test of one column: one of equals, one_of, at_least, above, below; or a range, which is
+    at_least or above together with below."""
 
     column: str
     equals: Any = None
     one_of: tuple[Any, ...] | None = None
     at_least: float | None = None
     above: float | None = None
+    below: float | None = None
 
     def __post_init__(self) -> None:
-        given = [self.equals is not None, self.one_of is not None]
-        given += [self.at_least is not None, self.above is not None]
-        if sum(given) != 1:
-            raise ValueError("expected exactly one of equals, one_of, at_least, above")
+        values = [self.equals is not None, self.one_of is not None]
+        lows = [self.at_least is not None, self.above is not None]
+        high = self.below is not None
+        if (sum(values), sum(lows), high) not in (
+            (1, 0, False),
+            (0, 1, False),
+            (0, 0, True),
+            (0, 1, True),
+        ):
+            raise ValueError(
+                "expected exactly one of equals, one_of, at_least, above, below, or a range: "
+                "at_least or above with below"
+            )
         if isinstance(self.equals, tuple | dict):
             raise ValueError(f"equals: found {self.equals!r}, expected one value (or one_of)")
 
@@ -37,12 +50,13 @@ class Label:
     one_of: tuple[Any, ...] | None = None
     at_least: float | None = None
     above: float | None = None
+    below: float | None = None
     weight: str = ""
 
     @property
     def condition(self) -> Condition | None:
         """None: the column itself is the label."""
-        test = {k: getattr(self, k) for k in ("equals", "one_of", "at_least", "above")}
+        test = {k: getattr(self, k) for k in TESTS}
         if all(v is None for v in test.values()):
             return None
         return Condition(column=self.column, **test)

@@ -30,7 +30,8 @@ class Files:
     """What every table says of its files.
 
     files: names or globs, matched to the files of the command. separator, header: of CSV files;
-    `header` names the columns of files without a first line. where: only these rows.
+    `header` names the columns of files without a first line, `text` those whose cells are text even
+    where they look like numbers (007). where: only these rows.
     time_unit: "s", "ms", "us", "ns", or a strptime format such as "%Y-%m-%d %H:%M:%S"; times of
       Arrow type timestamp need none. time_zone: of times without one.
     """
@@ -38,6 +39,7 @@ class Files:
     files: tuple[str, ...]
     separator: str = ","
     header: tuple[str, ...] | None = None
+    text: tuple[str, ...] = ()
     where: Condition | None = None
     time_unit: str = "s"
     time_zone: str = "UTC"
@@ -98,8 +100,10 @@ class Events(Files):
             raise ValueError("a list has no time, order or features; expected only user and item")
         if self.list and not self.item:
             raise ValueError("a list is the column `item`, found none")
-        if not self.list and not self.time:
-            raise ValueError("expected `time`, the column of when it happened")
+        if not self.list and self.time in ("", ROW):
+            raise ValueError(
+                f"expected `time`, the column of when it happened, found {self.time!r}"
+            )
         inputs.check_side(self.features, "event")
 
 

@@ -123,6 +123,12 @@ def test_conditions_on_numbers(dtype):
     for low in (-5, 0, 0.5, 1, 1.0, 2.5, 300, 1e30, -1e30):
         assert holds(x, at_least=low) == [v is not None and v >= low for v in values]
         assert holds(x, above=low) == [v is not None and v > low for v in values]
+        assert holds(x, below=low) == [v is not None and v < low for v in values]
+        for high in (0, 1.5, 3):
+            want = [v is not None and low <= v < high for v in values]
+            assert holds(x, at_least=low, below=high) == want
+            want = [v is not None and low < v < high for v in values]
+            assert holds(x, above=low, below=high) == want
     for wanted in ((1,), (1, 3), (0, -7), (300, 2), (True,), (2**70,)):
         want = [v is not None and v in wanted for v in values]
         assert holds(x, one_of=wanted) == want
@@ -142,6 +148,7 @@ def test_conditions_on_fractions(dtype):
 def test_nan_is_an_empty_cell():
     x = series([math.nan, math.inf, 1.0])
     assert holds(x, at_least=0) == holds(x, above=0) == [False, True, True]
+    assert holds(x, below=2) == [False, False, True]
     assert holds(x, equals=1) == [False, False, True]
     assert holds(x, equals=math.inf) == [False, True, False]
     for label in (Label(column="c"), Label(column="c", above=0.5)):
@@ -164,7 +171,7 @@ def test_conditions_on_text(dtype):
     assert holds(x, one_of=("buy", "", "other")) == [False, True, False, True, False]
     refused(None, r"expected values to compare with \[1\]", holds, x, equals=1)
     refused(None, r"expected values to compare with", holds, x, one_of=("pv", 1))
-    refused(None, "expected numbers, which at_least and above comp", holds, x, at_least=1)
+    refused(None, "expected numbers, which at_least, above and below comp", holds, x, at_least=1)
 
 
 @pytest.mark.parametrize(("wanted", "want"), [(True, 1), ("true", 1), (1, 1), (False, 0), ("0", 0)])

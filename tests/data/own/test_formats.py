@@ -402,3 +402,20 @@ def test_a_large_file_comes_in_blocks(tmp_path, monkeypatch):
     frames = formats.raw_frames(path, spec(), ["n"], None)
     sizes = [f.height for f in frames]
     assert sum(sizes) == 400_000 and max(sizes) <= 26_215
+
+
+def test_words_that_mean_missing_are_so_in_numbers_only(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text('n,country\n1,NA\nNA,\nNULL,null\n4,""\n')
+    found = pl.concat(formats.raw_frames(path, spec(), None, None))
+    assert found["n"].to_list() == [1, None, None, 4]
+    assert found["country"].to_list() == ["NA", None, "null", None]
+
+
+def test_columns_named_as_text_are_text(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("id,n\n007,1\n12,2\n")
+    plain = pl.concat(formats.raw_frames(path, spec(), None, None))
+    named = pl.concat(formats.raw_frames(path, spec(text=("id",)), None, None))
+    assert plain["id"].to_list() == [7, 12] and named["id"].to_list() == ["007", "12"]
+    assert named["n"].to_list() == [1, 2]

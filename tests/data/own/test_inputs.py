@@ -7,10 +7,14 @@ from rankjax.data.own import inputs
 
 @pytest.mark.parametrize(
     "test",
-    [{}, {"equals": 1, "above": 2}, {"one_of": (1,), "at_least": 0}, {"at_least": 0, "above": 0}],
+    [
+        *({}, {"equals": 1, "above": 2}, {"one_of": (1,), "at_least": 0}),
+        *({"at_least": 0, "above": 0}, {"equals": 1, "below": 2}, {"equals": 1, "one_of": (1,)}),
+        {"at_least": 0, "above": 0, "below": 5},
+    ],
 )
-def test_a_condition_has_one_test(test):
-    with pytest.raises(ValueError, match="expected exactly one of equals, one_of, at_least, above"):
+def test_a_condition_has_one_test_or_a_range(test):
+    with pytest.raises(ValueError, match=r"expected exactly one of equals, .*, below, or a range"):
         inputs.Condition(column="c", **test)
 
 
@@ -22,7 +26,14 @@ def test_equals_compares_with_one_value(equals):
 
 @pytest.mark.parametrize(
     "test",
-    [{"equals": False}, {"equals": 0}, {"one_of": ("a", "b")}, {"at_least": 0.0}, {"above": 0}],
+    [
+        {"equals": False},
+        {"equals": 0},
+        {"one_of": ("a", "b")},
+        {"at_least": 0.0},
+        {"above": 0},
+        {"below": 0},
+    ],
 )
 def test_a_test_that_is_false_or_zero_is_a_test(test):
     condition = inputs.Condition(column="c", **test)

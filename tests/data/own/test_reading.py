@@ -346,7 +346,7 @@ def test_wanted_columns_and_their_roles():
     events = schema_file.Events(
         files=("f",),
         user="u",
-        time="@row",
+        time="t",
         where=Condition(column="w", equals=1),
         features={"x": Input(column="l", kind="dense", at="k")},
     )
@@ -355,7 +355,14 @@ def test_wanted_columns_and_their_roles():
         features={"c": Input(column="d"), "u": Input(column="u")},
     )
     assert reading.wanted_columns(events, more) == {
-        **{"u": "user", "w": "where", "o": "negatives.of", "l": "feature x", "k": "feature x"},
+        **{
+            "u": "user",
+            "t": "time",
+            "w": "where",
+            "o": "negatives.of",
+            "l": "feature x",
+            "k": "feature x",
+        },
         "d": "feature c of [negatives]",
     }
     catalogue = schema_file.Catalogue(files=("f",), id=("a", "b"), birth="t")

@@ -141,6 +141,7 @@ def test_users_without_ids_are_what_describes_them():
         ({"number": TIMES}, ""),
         ({"event_time": [1, 2, 3, 4]}, ""),
         ({"time": [-1, 2, 3, 4]}, ""),
+        ({"time": [1, 2, 3, 700_000_000]}, ""),
         ({"time": [5, 5, 5, 5]}, ""),
         ({"time": [0.5, 1.5, 2.5, 3.5]}, ""),
         ({"time": [1, 2, 3, None]}, ""),

@@ -227,6 +227,10 @@ REFUSED = [
     ({"top": "events = {files = 'x', time = 't'}", **IMPRESSIONS}, r"expected \['user'\] too"),
     ({"top": "events = {files = 'x', user = 'u'}", **IMPRESSIONS}, r"\[0\]: expected `time`, the"),
     (
+        {"top": "events = {files = 'x', user = 'u', time = '@row'}", **IMPRESSIONS},
+        "expected `time`, the column of when it happened, found '@row'",
+    ),
+    (
         {"top": "items = {files = [], id = 'i'}", **IMPRESSIONS},
         "items: files: found none, expected",
     ),
