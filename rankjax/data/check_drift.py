@@ -20,6 +20,14 @@ Z = 6.0
 # One user who clicks on everything is no drift, however sure it is that this user does.
 FEWEST_USERS = 10
 TOLD = 5  # spans and runs that the evidence lists
+CHANGED = (
+    "find out what changed (logging, product, traffic); a study over such a break measures the "
+    "break"
+)
+SAMPLED = (
+    "the negatives were sampled, so this rate is that of the sampling: where an hour or day holds "
+    "few items, fewer negatives are found than asked for; end the spans before such a tail"
+)
 
 
 def label_changes_over_time(log: event_log.EventLog) -> list[Finding]:
@@ -52,8 +60,7 @@ def label_changes_over_time(log: event_log.EventLog) -> list[Finding]:
                 severity="warning",
                 where=finding.place("impressions", task.name),
                 evidence=f"rate in train {rate:.4g}; {', '.join(words[:TOLD])}{more}",
-                advice="find out what changed (logging, product, traffic); a study over such a "
-                "break measures the break",
+                advice=SAMPLED if "negatives" in log.info else CHANGED,
             )
         )
     return out

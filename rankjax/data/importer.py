@@ -36,8 +36,7 @@ def fingerprint(
     schema: schema_file.ImportSchema, parts: Sequence[plan.Part], chunk: int
 ) -> dict[str, Any]:
     """What the log is made from: the schema, every file's hash, and the chunks' size."""
-    # Keys as they stand: features and labels take their order in the log from it.
-    text = json.dumps(dataclasses.asdict(schema), default=str)
+    text = json.dumps(_said(schema), default=str)
     hashes = {path: source_files.sha256(path) for path in {p.path for p in parts}}
     return {
         "source": "import",
@@ -50,6 +49,23 @@ def fingerprint(
 
 def _role(part: plan.Part) -> str:
     return f"{part.tag}: {part.path.name}"
+
+
+def _said(x: Any) -> Any:
+    """A schema without what is at its default, so that a key that a later version adds changes no
+    fingerprint. Keys stay as they stand: features and labels take their order in the log from it.
+    """
+    if dataclasses.is_dataclass(x):
+        pairs = ((f, getattr(x, f.name)) for f in dataclasses.fields(x))
+        return {f.name: _said(value) for f, value in pairs if value != _default(f)}
+    if isinstance(x, dict):
+        return {name: _said(value) for name, value in x.items()}
+    return [_said(value) for value in x] if isinstance(x, tuple | list) else x
+
+
+def _default(field: dataclasses.Field) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def run(

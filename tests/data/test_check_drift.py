@@ -72,6 +72,17 @@ def test_a_span_rings(tmp_path):
     assert "test 0." in one.evidence and "validation" not in one.evidence
 
 
+def test_where_negatives_were_sampled_the_advice_is_about_the_sampling(tmp_path):
+    rate = np.full((DAYS, 1), 0.2)
+    rate[20:24] *= 2.3
+    plain, drawn = columns(rate, per_day=24), columns(rate, per_day=24)
+    (told,) = check_drift.label_changes_over_time(worlds.written(tmp_path / "a", *plain))
+    log = worlds.written(tmp_path / "b", *drawn, negatives={"per_click": 4})
+    (sampled,) = check_drift.label_changes_over_time(log)
+    assert "logging" in told.advice and "sampled" in sampled.advice
+    assert told.evidence == sampled.evidence
+
+
 def test_users_who_differ_are_no_drift(tmp_path):
     """Half of the users click on most, half on little; on one day only the keen ones come."""
     own = np.where(np.arange(40) < 20, 0.02, 0.6)

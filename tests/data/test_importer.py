@@ -380,3 +380,20 @@ def test_memory_is_bounded_by_a_chunk(tmp_path):
         peaks.append(int(done.stdout))
     assert peaks[1] < 0.7 * path.stat().st_size
     assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_what_is_at_its_default_does_not_change_the_fingerprint():
+    impressions = {"files": "i.csv", "time": "t", "labels": {"click": "c"}}
+    said = {"time_unit": "s", "request_gap": 0, "features": {"device": {"kind": "id"}}}
+
+    def made_of(**more) -> dict:
+        found = {"name": "x", "impressions": impressions | more}
+        return importer.fingerprint(schema_file.parse(found, "schema.toml"), [], 10)
+
+    plain = made_of(features={"device": {}})
+    assert made_of(**said | {"time_zone": "UTC"})["schema"] != made_of()["schema"]
+    assert made_of(time_unit="s", features={"device": {"kind": "id"}}) == plain
+    assert made_of(time_unit="ms", features={"device": {}}) != plain
+    assert made_of(features={"device": {}, "place": {}}) != made_of(
+        features={"place": {}, "device": {}}
+    )
