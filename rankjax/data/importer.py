@@ -127,6 +127,9 @@ def _check(schema: schema_file.ImportSchema, slots: Sequence[plan.Slot]) -> None
     learning.settings(slots)
     if schema.negatives is not None and not schema.time_exact:
         raise ValueError("[negatives] need exact times, found time_exact = false")
+    nobody = not all(x.user for x in (*schema.events, *schema.impressions))
+    if schema.user.ids == "given" and nobody:
+        raise ValueError("[user] ids = 'given': found a table without `user`, expected it in all")
     timed = [x for x in schema.events if not x.list]
     ordered = {bool(x.order) for x in (*timed, *schema.impressions)}
     by_row = any(x.time == schema_file.ROW and not x.order for x in schema.impressions)

@@ -397,3 +397,14 @@ def test_what_is_at_its_default_does_not_change_the_fingerprint():
     assert made_of(features={"device": {}, "place": {}}) != made_of(
         features={"place": {}, "device": {}}
     )
+
+
+def test_given_users_must_be_named_everywhere(tmp_path):
+    found = {
+        "name": "x",
+        "user": {"ids": "given", "rows": 5},
+        "impressions": {"files": "i.csv", "time": "t", "labels": {"click": "c"}},
+    }
+    schema = schema_file.parse(found, "schema.toml")
+    with pytest.raises(ValueError, match="found a table without `user`, expected it in all"):
+        importer.run(schema, [tmp_path / "i.csv"], tmp_path / "log")

@@ -90,8 +90,11 @@ def numbered(frames: Iterator[pl.DataFrame], own: bool) -> Iterator[pl.DataFrame
 
 def rule(spec: schema_file.Negatives) -> str:
     """The sentence that every report of such a log shows."""
+    every = (
+        "that the user clicks anywhere in the log" if spec.of is None else "of the user's events"
+    )
     excluded = {
-        "user": "never an item that the user clicks anywhere in the log",
+        "user": f"never an item {every}",
         "bucket": f"never an item that the user clicks in that {spec.within}",
     }[spec.exclude]
     return (

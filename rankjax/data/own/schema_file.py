@@ -358,4 +358,8 @@ def parse(found: dict[str, Any], where: str) -> ImportSchema:
     for name in ("impressions", "events"):  # [events] and [[events]] alike
         if isinstance(found.get(name), dict):
             found[name] = [found[name]]
+    asked = found.get("counters")
+    if isinstance(asked, dict) and isinstance(asked.get("windows"), list):
+        windows = [None if w == "ever" else w for w in asked["windows"]]
+        found["counters"] = {**asked, "windows": windows}
     return toml_tables.build(ImportSchema, found, where)

@@ -43,6 +43,8 @@ def _default(field: dataclasses.Field) -> Any:
 def _value(hint: Any, x: Any, where: str) -> Any:
     """The TOML value `x` as the type `hint`; ValueError where it is none."""
     if isinstance(hint, types.UnionType):
+        if x is None and types.NoneType in typing.get_args(hint):
+            return None  # TOML has no word for it: a caller has put it there
         options = [h for h in typing.get_args(hint) if h is not types.NoneType]
         return _one_of(options, x, where)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)

@@ -381,3 +381,15 @@ def test_instants_of_a_zone():
     assert schema_file.seconds("1970-07-01", "America/New_York") == 181 * 86_400 + 4 * 3600
     with pytest.raises(ValueError, match="found 'yesterday', expected an instant"):
         schema_file.seconds("yesterday")
+
+
+def test_a_window_may_be_ever():
+    found = {"name": "x", "impressions": {"files": "f", "time": "t", "labels": {"y": "y"}}}
+    read = lambda windows: (
+        schema_file.parse(
+            found | {"counters": {"windows": windows}}, "schema.toml"
+        ).counters.windows
+    )
+    assert read([3600, "ever"]) == (3600, None) and read([60]) == (60,)
+    with pytest.raises(ValueError, match=r"counters, windows\[1\]: found 'always'"):
+        read([3600, "always"])
