@@ -247,7 +247,7 @@ def test_negatives_are_counted_and_said(tmp_path):
     assert log.rows("impressions") == 13 * clicks - log.info["negatives_given_up"]
     assert log.info["negatives_given_up"] > 0
     (note,) = log.info["notes"]
-    assert "12 sampled negatives, drawn from the clicks of the same day" in note
+    assert "12 sampled negatives, drawn from the clicks of the same day and span" in note
     assert log.info["negatives"]["per_click"] == 12
 
 
@@ -408,3 +408,23 @@ def test_given_users_must_be_named_everywhere(tmp_path):
     schema = schema_file.parse(found, "schema.toml")
     with pytest.raises(ValueError, match="found a table without `user`, expected it in all"):
         importer.run(schema, [tmp_path / "i.csv"], tmp_path / "log")
+
+
+def test_no_negative_comes_from_another_span(tmp_path):
+    """Items 0 .. 4 are clicked before noon, 5 .. 9 until six, 10 .. 14 after; all on one day."""
+    rng, n = np.random.default_rng(0), 600
+    hour = np.sort(rng.integers(0, 24, n))
+    item = rng.integers(0, 5, n) + 5 * np.digitize(hour, (12, 18))
+    clicks = {"u": rng.integers(0, 200, n), "i": item, "t": 1_700_006_400 + 3600 * hour}
+    pl.DataFrame(clicks).write_csv(tmp_path / "c.csv")
+    found = {
+        "name": "x",
+        "events": {"files": "c.csv", "user": "u", "item": "i", "time": "t"},
+        "negatives": {"within": "day", "per_click": 3, "exclude": "bucket"},
+        "split": {"train_until": 1_700_049_599, "validation_until": 1_700_071_199},
+    }
+    schema = schema_file.parse(found, "schema.toml")
+    log = event_log.EventLog.open(importer.run(schema, [tmp_path / "c.csv"], tmp_path / "log"))
+    span, shown = log.column("impressions", "span"), log.column("impressions", "item") - 1
+    assert np.bincount(span).all()
+    np.testing.assert_array_equal(shown // 5, span)

@@ -99,9 +99,9 @@ def rule(spec: schema_file.Negatives) -> str:
     }[spec.exclude]
     return (
         f"The log holds clicks only: each is a request of the click and {spec.per_click} sampled "
-        f"negatives, drawn from the clicks of the same {spec.within} (an item as often as it is "
-        f"clicked there), {excluded}. Metrics compare clicks with these negatives, not with what "
-        "was shown."
+        f"negatives, drawn from the clicks of the same {spec.within} and span (an item as often "
+        f"as it is clicked there), {excluded}. Metrics compare clicks with these negatives, not "
+        "with what was shown."
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from rankjax.data import columns as log_columns
 from rankjax.data.own import encoding, learning, plan, schema_file
 
 LISTED = -(2**62)  # the clock of events that are known to lie before everything else
@@ -136,10 +137,13 @@ def clicks(
     lost: dict[str, dict[str, int]],
     bucket: int,
 ) -> pl.DataFrame:
-    """The events that become requests, with the keys bucket (of `bucket` seconds), time, row."""
+    """The events that become requests, with the keys bucket (of `bucket` seconds, within a span),
+    time, row."""
     frame = frame.filter("click")
+    span = learned.cuts.span(frame["time"].to_numpy(), None).astype(np.int64)
     columns = {
-        "bucket": frame["time"] // bucket,
+        # Never over the end of a span: a training request's negatives would be the test's items.
+        "bucket": frame["time"] // bucket * len(log_columns.SPANS) + span,
         "time": frame["time"],
         "row": frame["row"] + (part.order << 40),
         "user": pl.Series(user_rows(schema, learned, frame["user"]), dtype=pl.Int32),

@@ -241,7 +241,7 @@ def test_clicks_are_the_events_that_become_requests():
     frame = ACTS.with_columns(time=pl.Series([7300, 2]))
     found = lists(rows.clicks(one, where, frame, learned, plan.slots(one), lost, 3600))
     assert found == {
-        "bucket": [2],
+        "bucket": [3 * 2 + 2],  # the third hour, and the third span
         "time": [7300],
         "row": [1 << 40],
         "user": [3],
