@@ -256,7 +256,7 @@ def check_sampled(log: event_log.EventLog, clicks: list[tuple], negatives: int) 
         found.append((time, user, item))
     assert sorted(found) == sorted(clicks)
     given_up = len(clicks) * (negatives + 1) - log.rows("impressions")
-    assert given_up == log.info["negatives_given_up"] < 0.01 * len(clicks)
+    assert given_up == log.info["negatives_given_up"] < 0.02 * len(clicks)
     assert log.info["negatives"]["per_click"] == negatives
     assert any("sampled negatives" in " ".join(note.split()) for note in log.info["notes"])
 
@@ -301,7 +301,9 @@ def test_ml_latest_small(tmp_path):
     assert rows_of(log, "impressions", "time", "user", "item", "span", "positive") == sorted(wanted)
     assert rows_of(log, "events", "time", "user", "item") == sorted(row[:3] for row in wanted)
     assert len(set(log.column("events", "rating").tolist())) == 10
-    check_ids(log.column("items", "year")[1:], movies.sort("item_id")["year"], set(movies["year"]))
+    rated = ratings.filter(pl.Series(span) == 0)["item_id"].unique()  # in training
+    known = set(movies.filter(pl.col("item_id").is_in(rated.implode()))["year"])
+    check_ids(log.column("items", "year")[1:], movies.sort("item_id")["year"], known)
     genres = np.count_nonzero(log.column("items", "genres")[1:], axis=1)
     assert genres.tolist() == movies.sort("item_id")["genres"].list.len().to_list()
     check_batches(log)

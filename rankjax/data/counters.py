@@ -97,6 +97,12 @@ def _clicks_only(log: event_log.EventLog) -> bool:
     return "negatives" in log.info
 
 
+def _late(log: event_log.EventLog) -> int:
+    """Seconds after their time that impressions count: a request's rows all bear the time of its
+    oldest, so that some of them may have been shown later by so much."""
+    return 0 if _clicks_only(log) else log.info.get("request_spread", 0)
+
+
 def _by(config: CounterConfig, log: event_log.EventLog) -> tuple[str, ...]:
     """The item features to count by; ValueError where one cannot be."""
     stored = [f.name for f in log.schema.of("item") if f.kind == "id"]
@@ -136,13 +142,15 @@ def _counters(config: CounterConfig, log: event_log.EventLog) -> list[_Counter]:
     keys = [("", False), *((name, False) for name in of)]
     keys += [(name, True) for name in of] if config.user else []
     measures = ("clicks",) if _clicks_only(log) else ("impressions", "clicks", "rate")
+    late = _late(log)
+    # nothing of a window as short is known yet
+    least = {m: late if m == "impressions" else late + config.delay for m in measures}
     found = [
         _Counter(of=name, user=user, measure=measure, window=window)
         for name, user in keys
         for window in config.windows
         for measure in measures
-        # no label of a window as short as the delay is known yet
-        if measure == "impressions" or window is None or window > config.delay
+        if window is None or window > least[measure]
     ]
     names = [c.name for c in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -212,6 +220,9 @@ def add(
         nothing is known, of impressions whose label is known; p = (clicks + 1) / (impressions + 2)
         over all of them before t
     A window not longer than config.delay gives impressions only. What has id 0 counts as nothing.
+    Where log.info says that the rows of a request were shown at several times (`request_spread`
+    seconds apart at most), impressions count so many seconds after their request's time, and labels
+    `delay` after that.
     Where log.info has "negatives", the impressions were drawn and not shown: then only clicks are
     counted, from the events file (each known after config.delay too).
     Besides:
@@ -326,7 +337,9 @@ def _count(
     else:
         columns = tuple(log.column("impressions", name) for name in labels)
         sources = counting.Sources(time=time, user=user, item=item, labels=columns)
-    backs = {0, config.delay, *(w for w in config.windows if w is not None)}
+    late = _late(log)
+    delay = late + config.delay
+    backs = {late, delay, *(w for w in config.windows if w is not None)}
     bounds = {
         back: counting.bound(sources.time, time, back, folder / f"{back}.bound")
         for back in sorted(backs)
@@ -336,19 +349,19 @@ def _count(
         wanted = [c for c in counters if (c.of, c.user) == (of, by_user)]
         key = _key(log, of, by_user)
         for rows, before in counting.before(key, sources, user, item, bounds):
-            known = bounds[config.delay][rows]
+            known = bounds[delay][rows]
             p = (clicks[known] + 1) / (known + 2)
             for c in wanted:
-                added[c.name][rows] = _value(c, before, config.delay, p)
+                added[c.name][rows] = _value(c, before, late, delay, p)
 
 
 def _value(
-    counter: _Counter, before: dict[int, counting.Before], delay: int, p: np.ndarray
+    counter: _Counter, before: dict[int, counting.Before], late: int, delay: int, p: np.ndarray
 ) -> np.ndarray:
-    """float64 [m], from the counts up to t, up to t - delay and up to the window's start."""
+    """float64 [m], from the counts up to t - late, t - delay and the window's start."""
     since = before[counter.window] if counter.window else counting.Before(rows=0, clicks=0)
     if counter.measure == "impressions":
-        return np.log10(1 + before[0].rows - since.rows)
+        return np.log10(1 + before[late].rows - since.rows)
     k = before[delay].clicks - since.clicks
     if counter.measure == "clicks":
         return np.log10(1 + k)
@@ -361,7 +374,7 @@ def _beside(log: event_log.EventLog, added: dict[str, np.ndarray]) -> None:
     """Fills what is not counted by a key."""
     seen_in = ("events",) if _clicks_only(log) else ("events", "impressions")
     chunks = counting.chunks(log.rows("impressions"))
-    ages, pasts = counting.item_ages(log, seen_in), counting.user_pasts(log)
+    ages, pasts = counting.item_ages(log, seen_in, _late(log)), counting.user_pasts(log)
     for chunk, age, (events, idle) in zip(chunks, ages, pasts, strict=True):
         added["item_known_age"][chunk] = age
         added["user_idle"][chunk] = idle

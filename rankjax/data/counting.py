@@ -158,11 +158,13 @@ def log_hours(seconds: np.ndarray) -> np.ndarray:
     return np.log10(1 + seconds / 3600)
 
 
-def item_ages(log: event_log.EventLog, seen_in: tuple[str, ...]) -> Iterator[np.ndarray]:
+def item_ages(
+    log: event_log.EventLog, seen_in: tuple[str, ...], late: int = 0
+) -> Iterator[np.ndarray]:
     """Of each impression's item at that time, chunk by chunk: log10(1 + hours), float64 [m].
 
-    Since the item's birth, or where items have none since its first row in the files `seen_in`;
-    0 before it and for item 0.
+    Since the item's birth, or where items have none since its first row in the files `seen_in`
+    (impressions `late` seconds after their time); 0 before it and for item 0.
     """
     if "birth" in log.columns["items"]:
         since = log.column("items", "birth")
@@ -171,7 +173,8 @@ def item_ages(log: event_log.EventLog, seen_in: tuple[str, ...]) -> Iterator[np.
         for file in seen_in:
             item, time = (log.column(file, name) for name in ("item", "time"))
             for chunk in chunks(len(item)):
-                np.minimum.at(since, item[chunk], time[chunk])
+                at = time[chunk] + (late if file == "impressions" else 0)
+                np.minimum.at(since, item[chunk], at)
     item, time = (log.column("impressions", name) for name in ("item", "time"))
     for chunk in chunks(len(item)):
         first, now = since[item[chunk]], time[chunk]

@@ -69,8 +69,13 @@ def is_prepared(folder: str | os.PathLike, fingerprint: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     found = _read_json(path)["fingerprint"]
-    if found != _json(fingerprint):
-        raise ValueError(f"{path}: found a log with fingerprint {found}, expected {fingerprint}")
+    if found != (wanted := _json(fingerprint)):
+        differ = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
+        have, want = ({k: x.get(k) for k in differ} for x in (found, wanted))
+        raise ValueError(
+            f"{path}: found a log with fingerprint {have}, expected {want}: it was made of "
+            "something else; take another folder"
+        )
     return True
 
 

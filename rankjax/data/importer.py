@@ -28,7 +28,7 @@ from rankjax.data import columns, counters, event_log
 from rankjax.data.own import learning, plan, reading, requests, rows, runs, schema_file, writing
 from rankjax.data.sources import files as source_files
 
-VERSION = 1
+VERSION = 2
 CHUNK = 1 << 20  # rows of a file that are held at once
 
 

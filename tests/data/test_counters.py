@@ -406,3 +406,20 @@ def test_logs_that_cannot_be_counted(tmp_path):
     with pytest.raises(ValueError, match="found a folder that is not empty"):
         counters.add(folder, tmp_path / "full")
     assert sorted(os.listdir(tmp_path)) == ["full", "log", "orders", "out", "taken"]
+
+
+def test_rows_shown_after_their_requests_time_count_later(tmp_path):
+    found, files = columns(birth=False)
+    config, late = counters.CounterConfig(windows=(DAY, None), delay=60), 2 * QUARTER
+    got = counted(tmp_path / "a", found, files, config, request_spread=late)
+    whole = counters.CounterConfig(windows=(DAY, None), delay=60 + late)
+    labels = counted(tmp_path / "b", found, files, whole)
+    for name in ("item_clicks_ever", "item_rate_ever", "user_category_clicks_24h"):
+        np.testing.assert_array_equal(got[name], labels[name], err_msg=name)
+    shown, clicks = files["impressions"], got["item_impressions_ever"]
+    for row, t in enumerate(shown["time"]):
+        n = np.count_nonzero((shown["item"] == shown["item"][row]) & (shown["time"] < t - late))
+        assert clicks[row] == np.float32(np.log10(1 + n)) or shown["item"][row] == 0
+    short = counters.CounterConfig(windows=(QUARTER, DAY))
+    names = counted(tmp_path / "c", found, files, short, request_spread=late)
+    assert not any("900s" in name for name in names) and "item_impressions_24h" in names

@@ -428,3 +428,28 @@ def test_no_negative_comes_from_another_span(tmp_path):
     span, shown = log.column("impressions", "span"), log.column("impressions", "item") - 1
     assert np.bincount(span).all()
     np.testing.assert_array_equal(shown // 5, span)
+
+
+def test_counters_do_not_count_what_a_request_shows_later(tmp_path):
+    """Item 8 is shown and clicked 5000 seconds after its request began; request 2 comes between."""
+    start, rows = 1_700_000_000, [(1, 1, 7, 0, 0), (1, 1, 8, 5000, 1), (2, 2, 8, 10, 0)]
+    rows += [(3, 3, 8, 5020, 0), (4, 1, 7, 9000, 1), (5, 2, 8, 20_000, 0)]
+    names = ("request", "user", "item", "t", "click")
+    frame = pl.DataFrame(rows, schema=list(names), orient="row")
+    frame.with_columns(pl.col("t") + start).write_csv(tmp_path / "i.csv")
+    shown = {"files": "i.csv", "user": "user", "item": "item", "time": "t", "request": "request"}
+    found = {
+        "name": "x",
+        "impressions": shown | {"labels": {"click": "click"}},
+        "counters": {"windows": [86_400]},
+        "split": {"train": 0.5, "validation": 0.2},
+    }
+    schema = schema_file.parse(found, "schema.toml")
+    log = event_log.EventLog.open(importer.run(schema, [tmp_path / "i.csv"], tmp_path / "log"))
+    assert log.info["request_spread"] == 5000
+    request = log.column("impressions", "request")
+    # At 5020 the rows of request 1 may all have been shown; at 10 none need have been.
+    for name, counts in (("item_impressions_24h", (0, 2, 3)), ("item_clicks_24h", (0, 1, 1))):
+        x = [log.column("impressions", name)[request == r][0] for r in (2, 3, 5)]
+        np.testing.assert_array_equal(x, np.log10(1.0 + np.array(counts)).astype(np.float32))
+    assert (log.column("impressions", "item_known_age")[request == 2] == 0).all()

@@ -203,11 +203,24 @@ class Import:
                 for x in self.features(row, side).values()]  # fmt: skip
 
     def learns(self, row: Row) -> bool:
-        if self.config.get("ids", {}).get("learn") == "all" or row.time is None:
+        if self.config.get("ids", {}).get("learn") == "all":
             return True
+        if row.table in ("users", "items"):
+            side = SIDES[row.table]
+            return not self.acting[side] or getattr(row, side) in self.acting[side]
+        if row.time is None:  # a list
+            return row.user in self.acting["user"]
         return self.span(row) == 0 if row.table == "impressions" else row.time <= self.cuts[0]
 
     def _learn(self):
+        self.acting = {"user": set(), "item": set()}
+        timed = [r for r in self.of("events", "impressions") if r.time is not None]
+        lists = [r for r in self.of("events") if r.time is None]
+        for row in [r for rows in (timed, lists) for r in rows]:
+            if self.learns(row):
+                self.acting["user"].add(row.user)
+                items = row.item if isinstance(row.item, list) else [row.item]
+                self.acting["item"] |= set(items) - {None}
         counted = collections.defaultdict(collections.Counter)
         least = {}
         numbers = collections.defaultdict(list)
@@ -356,9 +369,10 @@ class Import:
 
     def events(self) -> list[dict[str, Any]]:
         found, zeros, listed = [], self.zeros("event"), set()
-        for row in sorted(self.of("events"), key=lambda row: row.order):
+        size = lambda row: len(row.item) if row.spec.get("list") else 0
+        for row in sorted(self.of("events"), key=lambda row: (size(row), row.order)):
             user, lists = self.row_of("user", row.user), row.spec.get("list")
-            if lists and (not row.item or user in listed):
+            if lists and user in listed:
                 continue
             listed |= {user} if lists else set()
             features = zeros | self.encoded(row, "event")

@@ -1,5 +1,7 @@
 """The sentence of advice: what it names, what it refuses, and the warnings beside it."""
 
+import types
+
 import polars
 import pytest
 
@@ -103,9 +105,22 @@ def test_trees_that_no_architecture_beats_are_warned_about():
         f"{best - 0.01:.4f} (trees) against {best:.4f} (hstu, the best)."
     )
     assert about({"test_ne": best})  # a tie is no win
-    for beaten in ({"test_ne": best + 1e-6}, {"test_ne": None}, None):
+    for beaten in ({"test_ne": best + 0.05}, {"test_ne": None}, None):
         assert not about(beaten)
 
 
 def test_a_good_study_has_none_of_them():
     assert not [w for w in advice.warnings(analyse(seeds=(0, 1))) if "One " in w or "edge" in w]
+
+
+@pytest.mark.parametrize(
+    ("trees", "word"),
+    [(0.5, "No architecture beats"), (0.901, "by no more than seeds differ"), (0.99, None)],
+)
+def test_trees_are_beaten_only_beyond_the_spread_of_seeds(trees, word):
+    found = types.SimpleNamespace(
+        best=[{"architecture": "a", "test_ne": 0.9}, {"architecture": "b", "test_ne": 0.95}],
+        spread={"ne": (0.002, 4)},
+    )
+    told = advice._trees_warnings(found, {"test_ne": trees})
+    assert told == [] if word is None else word in told[0]

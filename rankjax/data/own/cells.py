@@ -43,7 +43,10 @@ class Place:
 def ids(x: pl.Series, column: str, place: Place, *, empty: bool) -> pl.Series:
     """Whole numbers as int64, anything else that is no number as text."""
     if x.dtype.is_float():
-        expected = "whole numbers or text (empty cells turn them into floats)"
+        expected = (
+            "whole numbers or text (empty cells turn them into floats; a CSV column that the table "
+            "names under `text` stays as it is)"
+        )
         place.refuse_type(column, x.dtype, expected)
     if not empty:
         place.refuse(column, x, x.is_null(), "an id")

@@ -247,10 +247,14 @@ def _second_pass(
     counted: dict[str, list[pl.DataFrame]] = {}
     moments: dict[str, encoding.Moments] = {}
     types = _Types()
-    for part in parts:
+    acting: dict[str, pl.Series | None] = {"user": None, "item": None}
+    for part in sorted(parts, key=_turn):
         mine = [s for s in slots if _reads(s, part)]
         for frame in chunks(part):
-            train = _training(schema, part, frame, cuts)
+            train = _training(schema, part, frame, cuts, acting)
+            for side in acting if part.table in ("events", "impressions") else ():
+                if side in train.columns and len(flat := _flat(train[side]).drop_nulls()):
+                    acting[side] = encoding.distinct(acting[side], flat)
             rows = train["row"].to_numpy() + (part.order << 40)
             for slot in mine:
                 column, spec = _column(slot, part), slot.input
@@ -314,12 +318,28 @@ def _column(slot: plan.Slot, part: plan.Part) -> str:
     return slot.name if slot.number is None else slot.column
 
 
+def _turn(part: plan.Part) -> int:
+    """Who acts in training is known before lists and catalogues say more of them."""
+    if part.table in ("users", "items"):
+        return 2
+    return int(part.table == "events" and part.spec.list)
+
+
 def _training(
-    schema: schema_file.ImportSchema, part: plan.Part, frame: pl.DataFrame, cuts: Cuts
+    schema: schema_file.ImportSchema,
+    part: plan.Part,
+    frame: pl.DataFrame,
+    cuts: Cuts,
+    acting: dict[str, pl.Series | None],
 ) -> pl.DataFrame:
-    """The rows that may be learned from: the training span's; of users and items all."""
-    if schema.ids.learn == "all" or part.table in ("users", "items") or "time" not in frame.columns:
+    """The rows that may be learned from: those of the training span; lists, users and items of
+    whom or what acts in it (`acting`, where None = nobody is named)."""
+    if schema.ids.learn == "all":
         return frame
+    if _turn(part):
+        column, side = ("user", "user") if _turn(part) == 1 else ("id", part.table[:-1])
+        known = acting[side]
+        return frame if known is None else frame.filter(pl.col(column).is_in(known.implode()))
     if part.table == "events":
         return frame.filter(pl.col("time") <= cuts.train)
     span = cuts.span(frame["time"].to_numpy(), split_of(frame))

@@ -137,7 +137,8 @@ def parts(schema: schema_file.ImportSchema, files: Sequence[pathlib.Path]) -> li
     if unused := [str(f) for f in files if f not in [p.path for p in found]]:
         expected = sorted({pattern for _, _, spec in specs for pattern in spec.files})
         raise ValueError(
-            f"found files {unused} that no table names, expected names like {expected}"
+            f"found files {unused} that no table names, expected names like {expected}; leave them "
+            "out, or name them in the schema"
         )
     return found
 

@@ -45,6 +45,7 @@ def gathered(
             frame["clock"].gather(first),
             frame["span"].gather(first),
             (frame["request"] if own else frame["row"].gather(first)).alias("key"),
+            (frame["time"] - frame["time"].gather(first)).alias("late"),
         )
 
 
@@ -94,8 +95,8 @@ def rule(spec: schema_file.Negatives) -> str:
         "that the user clicks anywhere in the log" if spec.of is None else "of the user's events"
     )
     excluded = {
-        "user": f"never an item {every}",
-        "bucket": f"never an item that the user clicks in that {spec.within}",
+        "user": f"never an item {every} (so one of the user's own past is always the click)",
+        "bucket": f"never an item that the user clicks in that {spec.within} and span",
     }[spec.exclude]
     return (
         f"The log holds clicks only: each is a request of the click and {spec.per_click} sampled "

@@ -32,12 +32,13 @@ REQUEST = (
     rf"(search|srch|query|slate|list|auction|display|page_?view|pv){_ID}",
     rf"(session|visit){_ID}",
 )
+REQUEST_WORD = (r"request|page_?view|session|visit|slate",)  # if its rows share user and time
 POSITION = (r"(item_|display_|list_|screen_)?(position|pos|rank|slot)",)
 SPLIT = (r"split|subset|partition|fold|phase|data_?set|set|part",)
 TIME = (
     r"(event_|server_|unix_|epoch_)?(timestamp|time_stamp|datetime|date_time|unix_?time)(_(s|ms|us|ns))?",
     r"(event|click|clicked|impression|request|view|rating|server|action|log)_(time|timestamp|ts|at|date)",
-    r"time|ts|t|time_(s|ms|us|ns)",
+    r"time|ts|t|at|time_(s|ms|us|ns)",
     r".*_(time|timestamp|ts|at|datetime)(_(s|ms|us|ns))?|.*_?date|date|day|(created|updated)_.*",
     r"(timestamp|time)_(utc|gmt|local|hi|lo)",
 )
@@ -133,7 +134,8 @@ def roles_of(seen: glance.Glance) -> Roles:
     history = [n for n in matching(names, HISTORY) if _is_id_list(frame[n])]
     free = set(names) - {*user, *item, *labels, *rating, time}
     position = [n for n in matching(ids, POSITION) if n in free and frame[n].dtype.is_integer()]
-    request = [n for n in matching(ids, REQUEST) if n in free and _is_request(frame, n, user, time)]
+    named = matching(ids, (*REQUEST, *REQUEST_WORD))
+    request = [n for n in named if n in free and _is_request(frame, n, user, time)]
     split = [n for n in matching(names, SPLIT) if n in free and spans(seen, n)]
     return Roles(
         user=tuple(user),

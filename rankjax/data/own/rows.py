@@ -26,9 +26,9 @@ def user_rows(
 def item_rows(
     schema: schema_file.ImportSchema, learned: learning.Learned, x: pl.Series
 ) -> np.ndarray:
-    """int32 [n]: rows of the items file."""
+    """int32 [n]: rows of the items file; null gives 0."""
     if schema.item.ids == "given":
-        return x.to_numpy().astype(np.int32)
+        return x.fill_null(0).to_numpy().astype(np.int32)
     return (encoding.place(learned.items, x) + 1).astype(np.int32)
 
 
@@ -107,9 +107,12 @@ def events(
 ) -> pl.DataFrame:
     """Rows of the events file, with the keys user, clock, row, place."""
     if part.spec.list:
-        frame = frame.filter(pl.col("item").list.len() > 0)
-        place = pl.int_ranges(pl.col("item").list.len(), dtype=pl.Int32)
-        frame = frame.with_columns(place.alias("place")).explode("item", "place")
+        # An empty list is one row at place -1: it says that there was no past yet.
+        n = pl.col("item").list.len()
+        nothing, before = pl.lit([None], frame["item"].dtype), pl.lit([-1], pl.List(pl.Int32))
+        place = pl.when(n == 0).then(before).otherwise(pl.int_ranges(n, dtype=pl.Int32))
+        item = pl.when(n == 0).then(nothing).otherwise("item")
+        frame = frame.with_columns(item=item, place=place).explode("item", "place")
         keys = {
             "time": pl.Series([LISTED]).new_from_index(0, frame.height),
             "clock": pl.Series([LISTED]).new_from_index(0, frame.height),

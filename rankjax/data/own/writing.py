@@ -54,9 +54,9 @@ def write(
     with event_log.LogWriter(target, job.log_schema, made_of) as log:
         for file in ("users", "items"):
             log.append(file, _catalogue(job, learned, file, found))
-        past = _events(job, learned, log)
+        past = _events(job, learned, log, found)
         if schema.negatives is None:
-            shown = _impressions(job, log, past)
+            shown = _impressions(job, log, past, found)
         else:
             notes.append(requests.rule(schema.negatives))
             shown = _sampled(job, learned, log, past, found)
@@ -73,6 +73,8 @@ def write(
                 f"Only impressions of {schema.users_share:.4g} of the users, chosen by the hash of "
                 "their ids, became samples; events, vocabularies and negatives are of all users."
             )
+            if schema.counters is not None and schema.negatives is None:
+                notes.append("Counters count the impressions of these users only.")
         log.finish(**found | {"notes": notes})
 
 
@@ -123,7 +125,9 @@ class Past:
     pairs: np.ndarray
 
 
-def _events(job: Job, learned: learning.Learned, log: event_log.LogWriter) -> Past:
+def _events(
+    job: Job, learned: learning.Learned, log: event_log.LogWriter, info: dict[str, Any]
+) -> Past:
     """Writes the events file."""
     exact = job.log_schema.time_exact
     names = columns.kinds("events", job.log_schema)
@@ -136,7 +140,8 @@ def _events(job: Job, learned: learning.Learned, log: event_log.LogWriter) -> Pa
     with clocks.open("wb") as clock_file, pairs.open("wb") as pair_file:
         for frame in runs.merged(paths, rows.EVENT_KEYS, job.chunk):
             if not exact:
-                frame = _in_order(frame, first)
+                frame, longer = _in_order(frame, first)
+                info["longer_lists"] = info.get("longer_lists", 0) + longer
                 frame["clock"].to_numpy().tofile(clock_file)
             user = frame["user"].to_numpy()
             counted += np.bincount(user + 1, minlength=len(counted))
@@ -160,28 +165,46 @@ def _first_times(job: Job, users: int) -> np.ndarray:
     return np.where(first == NEVER, first.min(), first)
 
 
-def _in_order(frame: pl.DataFrame, first: np.ndarray) -> pl.DataFrame:
-    """Whole users' events where only the order is known: of lists each user's first, times that
-    cannot be known set to the user's first impression, and `order`."""
+def _in_order(frame: pl.DataFrame, first: np.ndarray) -> tuple[pl.DataFrame, int]:
+    """Whole users' events where only the order is known, and how many lists were too long.
+
+    Of lists each user's shortest is kept, times that cannot be known become the user's first
+    impression's, and `order` counts.
+
+    A longer list of the same user holds what came after the shortest, so it is no past of all of
+    the user's impressions.
+    """
     listed = pl.col("clock") == rows.LISTED
-    frame = frame.filter(
-        ~listed | (pl.col("row") == pl.col("row").filter(listed).min().over("user"))
+    lists = (
+        frame.filter(listed).group_by("user", "row").agg((pl.col("place") >= 0).sum().alias("n"))
     )
+    best = lists.sort("n", "row").unique("user", keep="first", maintain_order=True)
+    longer = lists.join(best, on="user").filter(pl.col("n") > pl.col("n_right")).height
+    frame = frame.join(
+        best.select("user", best="row"), on="user", how="left", maintain_order="left"
+    ).filter(~listed | ((pl.col("row") == pl.col("best")) & (pl.col("place") >= 0)))
     user = frame["user"].to_numpy()
     time = np.where(frame["time"] == rows.LISTED, first[user], frame["time"])
     order = pl.int_range(pl.len(), dtype=pl.Int32).over("user")
-    return frame.with_columns(pl.Series("time", time), order.alias("order"))
+    return frame.with_columns(pl.Series("time", time), order.alias("order")), longer
 
 
-def _impressions(job: Job, log: event_log.LogWriter, past: Past) -> np.ndarray:
-    """Writes the impressions file; returns its rows in each span."""
-    specs = job.schema.impressions
+def _impressions(
+    job: Job, log: event_log.LogWriter, past: Past, info: dict[str, Any]
+) -> np.ndarray:
+    """Writes the impressions file; returns its rows in each span.
+
+    info["request_spread"]: seconds from a request's time, its oldest row's, to its newest row's, of
+    the request where they are most. Counters must know: rows of it were shown so much later.
+    """
+    specs, info["request_spread"] = job.schema.impressions, 0
     own = requests.own_numbers(specs, sorted(job.work.glob("shown.*.arrow")))
     for family in requests.families(specs):
         paths = [p for i in family for p in sorted(job.work.glob(f"shown.{i}.*.arrow"))]
         for k, frame in enumerate(requests.gathered(paths, specs[family[0]], job.chunk, own)):
             path = job.work / f"asked.{family[0]}.{k:06d}.arrow"
-            runs.write_run(path, frame.drop("request"), ASKED_KEYS)
+            info["request_spread"] = max(info["request_spread"], int(frame["late"].max() or 0))
+            runs.write_run(path, frame.drop("request", "late"), ASKED_KEYS)
     paths = sorted(job.work.glob("asked.*.arrow"))
     names = columns.kinds("impressions", job.log_schema)
     shown = np.zeros(len(columns.SPANS), np.int64)

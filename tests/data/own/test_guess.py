@@ -512,3 +512,26 @@ def test_ebnerd():
     assert {n for n, x in past.features.items() if x.action} == {"read_time", "scroll_percentage"}
     assert "split" not in past.features
     assert '(leave out of the import): "requests.parquet"' in guess.starter(paths)
+
+
+def test_words_without_id_name_requests_and_times(tmp_path):
+    """The columns of the page's own example."""
+    view = np.repeat(np.arange(100), 3)
+    shown = pl.DataFrame(
+        {
+            "customer": [f"c{c}" for c in RNG.integers(0, 9, 100)[view]],
+            "product": [f"p{p}" for p in (view + np.tile(np.arange(3), 100)) % 40],
+            "shown_at": 1_700_000_000 + 60 * view,
+            "page_view": view + 5000,
+            "clicked": RNG.integers(0, 2, 300),
+        }
+    )
+    clicks = shown.filter(pl.col("clicked") == 1).select("customer", "product", at="shown_at")
+    shown.write_csv(tmp_path / "shown.csv")
+    clicks.write_csv(tmp_path / "clicks.csv")
+    text = guess.starter([tmp_path / "shown.csv", tmp_path / "clicks.csv"])
+    found = schema_file.parse(tomllib.loads(text), "schema.toml")
+    assert found.impressions[0].request == "page_view" and not found.impressions[0].features.get(
+        "page_view"
+    )
+    assert found.events[0].time == "at" and found.events[0].user == "customer"

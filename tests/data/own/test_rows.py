@@ -227,9 +227,10 @@ def test_lists_are_exploded_in_order_before_everything_else():
     )
     found = events(one, frame, 1)
     high = 1 << 40
-    assert found["user"] == [3, 3, 2, 2, 2] and found["item"] == [3, 1, 2, 2, 3]
-    assert found["place"] == [0, 1, 0, 1, 2]
-    assert found["row"] == [high, high, high + 2, high + 2, high + 2]
+    # An empty list is one row without an item at place -1.
+    assert found["user"] == [3, 3, 1, 2, 2, 2] and found["item"] == [3, 1, 0, 2, 2, 3]
+    assert found["place"] == [0, 1, -1, 0, 1, 2]
+    assert found["row"] == [high, high, high + 1, high + 2, high + 2, high + 2]
     assert set(found["time"] + found["clock"]) == {rows.LISTED}
 
 

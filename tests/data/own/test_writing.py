@@ -73,13 +73,13 @@ def test_what_a_catalogue_loses_is_counted(tmp_path):
     assert log.info["users_without_a_row"] == 0
 
 
-def test_of_lists_each_users_first_counts_and_lies_before_everything(tmp_path):
-    lists = pl.DataFrame({"u": ["b", "c", "b", "c"], "past": [[], [5], [6, 1], [7]]})
+def test_of_lists_each_users_shortest_counts_and_lies_before_everything(tmp_path):
+    lists = pl.DataFrame({"u": ["b", "c", "b", "c"], "past": [[6, 1, 4], [5], [6, 1], [7]]})
     acts = pl.DataFrame({"u": ["b", "b"], "i": [3, 2], "t": [T + 120, T + 90]})
     timed = '[[events]]\nfiles = "acts"\nuser = "u"\nitem = "i"\ntime = "t"\n'
     top = "time_exact = false\n"
     log = run(tmp_path, SHOWN + LISTS + timed, top, shown=shown(), lists=lists, acts=acts)
-    items = dict(enumerate([1, 2, 3, 5, 6, 7], 1))
+    items = dict(enumerate(range(1, 8), 1))
     assert [items[i] for i in column(log, "events", "item")] == [6, 1, 2, 3, 5]
     assert column(log, "events", "user") == [2, 2, 2, 2, 3]
     assert column(log, "events", "order") == [0, 1, 2, 3, 0]
@@ -88,6 +88,14 @@ def test_of_lists_each_users_first_counts_and_lies_before_everything(tmp_path):
     assert column(log, "impressions", "user") == [1, 2, 2, 1]
     # "b" at T + 90 reads the list alone, the event of that second not.
     assert column(log, "impressions", "order") == [0, 2, 4, 0]
+    assert log.info["longer_lists"] == 1
+
+
+def test_an_empty_list_says_that_there_was_no_past(tmp_path):
+    lists = pl.DataFrame({"u": ["b", "a", "b"], "past": [[6, 1], [5], []]})
+    log = run(tmp_path, SHOWN + LISTS, "time_exact = false\n", shown=shown(), lists=lists)
+    assert column(log, "events", "user") == [1] and log.info["longer_lists"] == 1
+    assert column(log, "impressions", "order") == [1, 0, 0, 1]
 
 
 def test_one_request_may_stand_in_two_tables_but_has_one_user(tmp_path):
