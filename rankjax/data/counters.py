@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rankjax.data import counting, event_log, samples
+from rankjax.data import counting, event_log, samples, tally
 from rankjax.schema import Feature, Schema
 
 VERSION = 1
@@ -268,7 +268,7 @@ def _scaled(log: event_log.EventLog, schema: Schema, added: dict[str, np.ndarray
     for f in schema.features:
         if f.side == "context" and f.kind == "dense" and (f.counter or f.derive):
             n, total, squares = 0, 0.0, 0.0
-            for chunk in counting.chunks(log.rows("impressions")):
+            for chunk in tally.chunks(log.rows("impressions")):
                 x = _training_values(log, f, added, chunk)
                 n, total, squares = n + len(x), total + x.sum(), squares + (x**2).sum()
             mean = float(total) / max(n, 1)
@@ -373,7 +373,7 @@ def _value(
 def _beside(log: event_log.EventLog, added: dict[str, np.ndarray]) -> None:
     """Fills what is not counted by a key."""
     seen_in = ("events",) if _clicks_only(log) else ("events", "impressions")
-    chunks = counting.chunks(log.rows("impressions"))
+    chunks = tally.chunks(log.rows("impressions"))
     ages, pasts = counting.item_ages(log, seen_in, _late(log)), counting.user_pasts(log)
     for chunk, age, (events, idle) in zip(chunks, ages, pasts, strict=True):
         added["item_known_age"][chunk] = age
@@ -388,5 +388,5 @@ def _append(
     """Copies the log's rows, with the added columns, chunk by chunk."""
     for file in event_log.FILES:
         columns = log.columns[file] | (added if file == "impressions" else {})
-        for chunk in counting.chunks(log.rows(file)):
+        for chunk in tally.chunks(log.rows(file)):
             writer.append(file, {name: x[chunk] for name, x in columns.items()})

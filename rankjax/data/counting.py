@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from rankjax.data import event_log, samples
+from rankjax.data import event_log, samples, tally
 
 PARTITION = 1 << 22  # rows whose keys are sorted at once, unless a single key has more
 
@@ -48,12 +48,6 @@ class Before:
     clicks: np.ndarray
 
 
-def chunks(rows: int) -> Iterator[slice]:
-    """Slices of at most event_log.CHUNK rows, in order."""
-    for start in range(0, rows, event_log.CHUNK):
-        yield slice(start, min(rows, start + event_log.CHUNK))
-
-
 def mapped(path: pathlib.Path, rows: int, dtype: type[np.generic]) -> np.ndarray:
     """A new file of zeros as an array [rows]: what it holds is the page cache's, not the heap's."""
     return np.memmap(path, dtype, "w+", shape=(max(rows, 1),))[:rows]  # no file maps with 0 bytes
@@ -66,7 +60,7 @@ def in_order_of_time(log: event_log.EventLog, folder: pathlib.Path) -> Sources:
     for name in ("time", "user", "item"):
         column = log.column("events", name)
         found[name] = mapped(folder / f"events.{name}", len(order), column.dtype.type)
-        for chunk in chunks(len(order)):
+        for chunk in tally.chunks(len(order)):
             found[name][chunk] = column[order[chunk]]
     return Sources(**found)
 
@@ -77,7 +71,7 @@ def bound(times: np.ndarray, when: np.ndarray, back: int, path: pathlib.Path) ->
     Mapped from a new file `path`.
     """
     found = mapped(path, len(when), np.int64)
-    for chunk in chunks(len(when)):
+    for chunk in tally.chunks(len(when)):
         found[chunk] = np.searchsorted(times, when[chunk] - back)
     return found
 
@@ -85,7 +79,7 @@ def bound(times: np.ndarray, when: np.ndarray, back: int, path: pathlib.Path) ->
 def clicks_above(sources: Sources, path: pathlib.Path) -> np.ndarray:
     """Clicks of all keys above each row, int64 [n + 1], mapped from a new file `path`."""
     found = mapped(path, len(sources.item) + 1, np.int64)
-    for chunk in chunks(len(sources.item)):
+    for chunk in tally.chunks(len(sources.item)):
         total = found[chunk.start] + np.cumsum(sources.clicks(chunk), dtype=np.int64)
         found[chunk.start + 1 : chunk.stop + 1] = total
     return found
@@ -99,7 +93,7 @@ def _part(
     Keys ascend and so do the rows of a key: those of key g are rows[first[g] : first[g + 1]].
     """
     rows, keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for chunk in chunks(len(item)):
+    for chunk in tally.chunks(len(item)):
         found = key(user[chunk], item[chunk])
         # Fibonacci hashing: the keys of pairs differ in regular steps, their parts must not.
         mixed = (found.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
@@ -142,7 +136,7 @@ def before(
         asked, start, rows = _part(key, user, item, part, parts)
         same = np.searchsorted(keys, asked)
         there = np.append(keys, 0)[same] == asked  # a source of this key exists
-        for chunk in chunks(len(rows)):
+        for chunk in tally.chunks(len(rows)):
             group = np.searchsorted(start, np.arange(chunk.start, chunk.stop), side="right") - 1
             r, g = rows[chunk][there[group]], same[group[there[group]]]
             found = {}
@@ -172,11 +166,11 @@ def item_ages(
         since = np.full(log.rows("items"), np.iinfo(np.int64).max)
         for file in seen_in:
             item, time = (log.column(file, name) for name in ("item", "time"))
-            for chunk in chunks(len(item)):
+            for chunk in tally.chunks(len(item)):
                 at = time[chunk] + (late if file == "impressions" else 0)
                 np.minimum.at(since, item[chunk], at)
     item, time = (log.column("impressions", name) for name in ("item", "time"))
-    for chunk in chunks(len(item)):
+    for chunk in tally.chunks(len(item)):
         first, now = since[item[chunk]], time[chunk]
         past = (item[chunk] > 0) & (first < now)
         yield log_hours(np.where(past, now - np.where(past, first, now), 0))
@@ -189,7 +183,7 @@ def user_pasts(log: event_log.EventLog) -> Iterator[tuple[np.ndarray, np.ndarray
     """
     user, time = (log.column("impressions", name) for name in ("user", "time"))
     happened = log.column("events", "time")
-    for chunk in chunks(len(user)):
+    for chunk in tally.chunks(len(user)):
         after = samples.past_events(log, np.arange(chunk.start, chunk.stop))
         events = after - log.event_start[user[chunk]]
         some = np.flatnonzero(events > 0)

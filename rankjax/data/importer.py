@@ -108,12 +108,13 @@ def run(
         found = plan.log_schema(schema, job.slots, learning.sizes(learned))
         job = dataclasses.replace(job, log_schema=found)
         lost = _sort(job, learned, progress)
-        target = out if schema.counters is None else work / "log"
+        made = work / "log"  # whatever a kill leaves lies in `work`
         info = {"unused_columns": unused, "rows": counted, "lost": lost}
-        if not event_log.is_prepared(target, made_of):
-            writing.write(job, learned, target, made_of, info)
+        if not event_log.is_prepared(made, made_of):
+            writing.write(job, learned, made, made_of, info)
         if schema.counters is not None:
-            counters.add(target, out, schema.counters)
+            made = counters.add(made, work / "counted", schema.counters)
+        os.rename(made, out)
     shutil.rmtree(work)
     return out
 

@@ -264,7 +264,7 @@ def _number_columns(spec: schema_file.Files, more: schema_file.Negatives | None)
 
 
 def rechunk(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
-    """The same rows in frames of exactly `rows` (the last one: what is left), with a column `row`.
+    """The same rows in frames of exactly `rows` (the last one: what is left), with a column `@row`.
 
     So that what an import writes does not depend on how a file was written.
     """

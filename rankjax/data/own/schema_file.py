@@ -137,6 +137,13 @@ class Impressions(Files):
                 raise ValueError(
                     f"labels.{name}.weight: found {label.weight!r}, expected one of {others}"
                 )
+        told = {label.column: name for name, label in self.labels.items()}
+        if leaks := [name for name, x in self.features.items() if x.column in told]:
+            column = self.features[leaks[0]].column
+            raise ValueError(
+                f"features.{leaks[0]}: found column {column!r}, which labels.{told[column]} reads; "
+                "expected no label among the features"
+            )
         if self.request and self.request_gap is not None:
             raise ValueError("found both request and request_gap, expected one of them")
         if self.request_gap is not None and self.request_gap < 0:
@@ -348,7 +355,8 @@ def load(path: str | os.PathLike) -> ImportSchema:
     except OSError as error:
         raise ValueError(f"{path}: found no readable file ({error}), expected a schema") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: found {error}, expected valid TOML") from error
+        twice = " (a key that stands twice?)" if "overwrite" in str(error) else ""
+        raise ValueError(f"{path}: found {error}{twice}, expected valid TOML") from error
     return parse(found, str(path))
 
 

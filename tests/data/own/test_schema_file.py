@@ -393,3 +393,21 @@ def test_a_window_may_be_ever():
     assert read([3600, "ever"]) == (3600, None) and read([60]) == (60,)
     with pytest.raises(ValueError, match=r"counters, windows\[1\]: found 'always'"):
         read([3600, "always"])
+
+
+def test_two_columns_for_one_role(tmp_path):
+    path = tmp_path / "schema.toml"
+    text = 'name = "x"\n[impressions]\nfiles = "f"\ntime = "t"\nuser = "a"\nuser = "b"\n'
+    path.write_text(text + 'labels.y = "y"\n')
+    with pytest.raises(ValueError, match=r"schema.toml: .*line 6.*\(a key that stands twice\?\)"):
+        schema_file.load(path)
+    one = {"files": "f", "time": ["t", "s"], "labels": {"y": "y"}}
+    with pytest.raises(ValueError, match=r"time: found \['t', 's'\], expected str"):
+        schema_file.parse({"name": "x", "impressions": one}, "schema.toml")
+
+
+def test_a_label_is_no_feature():
+    one = {"files": "f", "time": "t", "labels": {"click": "y"}, "features": {"seen": "y"}}
+    message = r"features.seen: found column 'y', which labels.click reads"
+    with pytest.raises(ValueError, match=message):
+        schema_file.parse({"name": "x", "impressions": one}, "schema.toml")
