@@ -181,7 +181,7 @@ def _schema(log: event_log.EventLog, kept: Schema, format: Format) -> schema_fil
         item=_own(log, kept, "items", "item", format),
         split=schema_file.Split(train_values=(0,), validation_values=(1,), test_values=(2,)),
         tables={t.name: schema_file.Table(rows=t.rows, hashed=t.hashed) for t in kept.tables},
-        info={k: log.info[k] for k in ("notes", "negatives") if log.info.get(k)},
+        info={k: log.info[k] for k in ("notes", "negatives", "request_spread") if log.info.get(k)},
     )
 
 

@@ -195,9 +195,11 @@ def _impressions(
     """Writes the impressions file; returns its rows in each span.
 
     info["request_spread"]: seconds from a request's time, its oldest row's, to its newest row's, of
-    the request where they are most. Counters must know: rows of it were shown so much later.
+    the request where they are most. Counters must know: rows of it were shown so much later. What
+    the schema says of it (an exported log's rows have their request's time already) counts too.
     """
-    specs, info["request_spread"] = job.schema.impressions, 0
+    specs = job.schema.impressions
+    info["request_spread"] = info.get("request_spread", 0)
     own = requests.own_numbers(specs, sorted(job.work.glob("shown.*.arrow")))
     for family in requests.families(specs):
         paths = [p for i in family for p in sorted(job.work.glob(f"shown.{i}.*.arrow"))]

@@ -234,6 +234,7 @@ def test_a_world_comes_back(tmp_path):
 
 def test_what_every_report_must_show_is_kept(tmp_path):
     info = {"notes": ['Made "up".', "Twice."], "negatives": {"per_click": 4, "within": "hour"}}
+    info["request_spread"] = 70  # what counters must know is not lost on the way
     log = tiny_log(tmp_path / "log", info={**info, "name": "shop", "rows": 3})
     path = export.export(log, tmp_path / "out")
     read = schema_file.load(path)
