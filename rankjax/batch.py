@@ -70,12 +70,27 @@ class Batch:
     def without_impression(self) -> "Batch":
         return dataclasses.replace(self, impression=None)
 
+    def check(self, schema: Schema) -> None:
+        """Raises ValueError where no candidate has a slot, or a feature of `schema` is missing."""
+        R, C = self.candidate_sample.shape
+        if C == 0:
+            raise ValueError(
+                f"batch: candidate_sample has shape {(R, C)}, expected at least one candidate slot"
+            )
+        for side in ("user", "history", "candidate"):
+            there, wanted = getattr(self, side), [f.name for f in getattr(schema, side)]
+            if missing := [name for name in wanted if name not in there]:
+                raise ValueError(
+                    f"batch: {side} lacks {missing}; found {sorted(there)}, expected the schema's "
+                    f"{wanted}"
+                )
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
         *("user", "history", "candidate", "history_sample", "candidate_sample"),
-        *("history_time", "candidate_time", "history_order", "candidate_order"),
+        *("history_time", "candidate_time", "history_order", "candidate_order", "history_action"),
     ],
     meta_fields=["schema", "one_time"],
 )
@@ -84,8 +99,10 @@ class Features:
     """The Batch with every id replaced by its embedding row; what a model is called with.
 
     user {name: [R, G, E]}, history {name: [R, S, E]}, candidate {name: [R, C, E]}; multi-valued
-    ids are mean-pooled over their non-zero values; dense features are [..., 1]. The other fields
-    are the Batch's.
+    ids are mean-pooled over their non-zero values; dense features are [..., 1].
+    history_action: int32 [R, S], the id of the schema's `action` feature, for models that route
+    events by what the user did; 0 = missing, and everywhere for a schema without one. The other
+    fields are the Batch's.
     """
 
     user: dict[str, jax.Array]
@@ -97,6 +114,7 @@ class Features:
     candidate_time: jax.Array
     history_order: jax.Array
     candidate_order: jax.Array
+    history_action: jax.Array
     schema: Schema
     one_time: bool
 
@@ -131,7 +149,7 @@ class Features:
 
 
 # Roles of tokens, for mask rules.
-PAD, CONTEXT, HISTORY, CANDIDATE = 0, 1, 2, 3
+PAD, CONTEXT, HISTORY, CANDIDATE, GLOBAL = 0, 1, 2, 3, 4
 
 
 @functools.partial(
@@ -143,10 +161,12 @@ PAD, CONTEXT, HISTORY, CANDIDATE = 0, 1, 2, 3
 class Tokens:
     """What mask rules and relative biases know of a token; each int32 [R, N].
 
-    segment: the sample within the row. role: PAD, CONTEXT, HISTORY or CANDIDATE.
+    segment: the sample within the row. role: PAD, CONTEXT, HISTORY, CANDIDATE, or GLOBAL (made of
+    the user's side, and reading all of the sample's history).
     time: what rules compare: seconds where the log's times are exact, else the order.
     position: counts from the sample's oldest token; a candidate's is the number of tokens that it
-      may read, whatever stands after them. group: candidates with one group see each other.
+      may read, whatever stands after them. group: tokens of one candidate share one, and see each
+    other.
     bias_time: seconds, for biases made of time differences.
     """
 

@@ -173,10 +173,12 @@ def deduplicate(layout: Layout, batch: Batch, method: Method | None = None) -> I
     method: one of METHODS for every array; None = "whole" for an array with few rows for the
       batch's number of ids, else "hash" (platform tpu: "sort"). All give the same updates; the
       static capacity U is min(rows - 1, ids) + 1 (whole: rows).
-    Raises ValueError for an unknown method.
+    Raises ValueError for an unknown method, a batch without candidates, and one that lacks a
+    feature of the schema.
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"deduplicate: method={method!r}, expected one of {METHODS} or None")
+    batch.check(layout.schema)
     unique: dict[str, jax.Array | None] = {}
     inverse: dict[str, tuple[jax.Array, ...]] = {}
     for array, rows in layout.arrays:
@@ -272,6 +274,8 @@ def features(layout: Layout, rows: Tables, ids: Ids, batch: Batch) -> tuple[Feat
         out[part] = {f.name: out[part][f.name] for f in kinds}
     kept = ("history_sample", "candidate_sample", "history_time", "candidate_time")
     kept += ("history_order", "candidate_order", "schema", "one_time")
+    done = batch.history[schema.action.name] if schema.action else 0 * batch.history_sample
+    out["history_action"] = jnp.asarray(done, jnp.int32)
     return Features(**out, **{name: getattr(batch, name) for name in kept}), bias_rck
 
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from rankjax import embedding, metrics
 from rankjax.batch import Batch
 from rankjax.data import event_log
+from rankjax.layers import auxiliary
 
 
 def apply(
@@ -29,17 +30,28 @@ def apply(
     *,
     train: bool = False,
     rngs: dict[str, jax.Array] | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, dict[str, Any]]:
     """Looked-up rows -> (logits [R, C, K] float32, auxiliary terms).
 
     The logits are the model's plus the additive part that is the same for every architecture: the
-    sum of per-id scalar biases of the user's and the candidate's features.
+    sum of per-id scalar biases of the user's and the candidate's features. Auxiliary heads get it
+    too.
     """
     features, bias_rck = embedding.features(layout, rows, ids, batch)
     logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
-    # Broadcast against the biases, a model's wrong shape would pass unseen.
-    chex.assert_shape(logits_rck, bias_rck.shape)
-    return logits_rck.astype(jnp.float32) + bias_rck, aux
+
+    def biased(x_rck: jax.Array, bias_rck: jax.Array) -> jax.Array:
+        # Broadcast against the biases, a model's wrong shape would pass unseen.
+        chex.assert_shape(x_rck, bias_rck.shape)
+        return x_rck.astype(jnp.float32) + bias_rck
+
+    heads = {name: term for name, term in aux.items() if isinstance(term, auxiliary.Logits)}
+    found = dict(aux)
+    for name, head in heads.items():
+        found[name] = dataclasses.replace(head, logits=biased(head.logits, bias_rck))
+    if any(head.owns_tables for head in heads.values()):
+        bias_rck = jax.lax.stop_gradient(bias_rck)
+    return biased(logits_rck, bias_rck), found
 
 
 def score(

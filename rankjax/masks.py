@@ -12,7 +12,11 @@ import jax
 from rankjax import batch
 from rankjax.batch import Tokens
 
-_CHOICES = (("context", ("causal", "full")), ("history", ("causal", "time", "full")))
+_CHOICES = (
+    ("context", ("causal", "full", "history")),
+    ("history", ("causal", "time", "full")),
+    ("candidates", ("group", "causal")),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,52 +24,76 @@ class MaskRule:
     """Which token reads which. The defaults are HSTU's rule with a causal context prefix.
 
     For every rule: only tokens of one segment read each other; padding neither reads nor is read;
-    history and candidates read all of the context; a candidate reads the history with a time
-    strictly before its own, and the candidates of its own group (itself), no others; nothing but
-    a candidate reads a candidate.
+    history, globals and candidates read all of the context; a candidate reads the history with a
+    time strictly before its own, all globals, and the candidate tokens of its own group, no
+    others; a global reads all of the history and the globals up to its own position; nothing but
+    a candidate reads a candidate, and nothing but globals and candidates reads a global.
 
     context: how context tokens read each other, by position ("causal": itself and those before)
       or "full". They read no history: with several candidate times in a sample they would carry
-      later events to an early candidate.
+      later events to an early candidate. "history" is "full" and reads all of the history too.
     history: which history a history token reads: "causal" up to its own position, "time" up to its
-      own time (events of one time read each other), "full" all of it; "full" is only for samples
-      whose candidates share one time, for the same reason.
+      own time (events of one time read each other), "full" all of it.
+    candidates: which tokens of its own group a candidate token reads: all ("group") or those up to
+      its own position ("causal").
+    window: the largest distance (query position - key position) at which history is read; None =
+      any. Context and the candidate's own group are read at any distance.
+    context="history", history="full" and globals are only for samples whose candidates share one
+    time: through such tokens an early candidate would read later events.
 
-    Raises ValueError for an unknown value.
-    Source: HSTU (arXiv 2402.17152, M-FALCON's mask) by default; MTGR's dynamic mask
-    (arXiv 2505.18654) is context="full", history="time", with U and S tokens as context.
+    Raises ValueError for an unknown value or a negative window.
+    Sources: HSTU (arXiv 2402.17152, M-FALCON's mask) by default; its code with contextual tokens
+    is context="history"; MTGR's dynamic mask (arXiv 2505.18654) is context="full",
+    history="time", with U and S tokens as context; GRAB (arXiv 2602.01865) has no context, partial
+    tokens as history and full tokens as candidates; LONGER (arXiv 2505.04421) has globals;
+    OneTrans (arXiv 2510.26104) is candidates="causal", its non-sequential tokens as a group.
     """
 
-    context: Literal["causal", "full"] = "causal"
+    context: Literal["causal", "full", "history"] = "causal"
     history: Literal["causal", "time", "full"] = "causal"
+    candidates: Literal["group", "causal"] = "group"
+    window: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES:
             if getattr(self, name) not in allowed:
                 found = getattr(self, name)
                 raise ValueError(f"MaskRule: {name}={found!r}, expected one of {allowed}")
+        if self.window is not None and self.window < 0:
+            raise ValueError(f"MaskRule: window={self.window}, expected >= 0 or None")
+
+    @property
+    def one_time(self) -> bool:
+        """Whether the rule itself asks for samples whose candidates share one time."""
+        return self.context == "history" or self.history == "full"
 
     def allow(self, q: Tokens, k: Tokens) -> jax.Array:
         """bool [R, N, M]: may query token n read key token m? q is [R, N], k is [R, M]."""
         q = jax.tree.map(lambda x_rn: x_rn[:, :, None], q)
         k = jax.tree.map(lambda x_rm: x_rm[:, None, :], k)
         q_context, q_history = q.role == batch.CONTEXT, q.role == batch.HISTORY
-        q_candidate = q.role == batch.CANDIDATE
-        reads_history = q_candidate & (k.time < q.time)
+        q_global, q_candidate = q.role == batch.GLOBAL, q.role == batch.CANDIDATE
+        before = k.position <= q.position
+        reads_history = q_global | (q_candidate & (k.time < q.time))
         if self.history == "causal":
-            reads_history |= q_history & (k.position <= q.position)
+            reads_history |= q_history & before
         elif self.history == "time":
             reads_history |= q_history & (k.time <= q.time)
         else:
             reads_history |= q_history
-        reads_context = q_history | q_candidate
-        if self.context == "causal":
-            reads_context |= q_context & (k.position <= q.position)
-        else:
-            reads_context |= q_context
+        reads_context = q_history | q_global | q_candidate
+        reads_context |= (q_context & before) if self.context == "causal" else q_context
+        if self.context == "history":
+            reads_history |= q_context
+        if self.window is not None:
+            reads_history &= q.position - k.position <= self.window
+        reads_global = q_candidate | (q_global & before)
         reads_candidate = q_candidate & (k.group == q.group)
+        if self.candidates == "causal":
+            reads_candidate &= before
         return (q.segment == k.segment) & (
             ((k.role == batch.CONTEXT) & reads_context)
             | ((k.role == batch.HISTORY) & reads_history)
+            | ((k.role == batch.GLOBAL) & reads_global)
             | ((k.role == batch.CANDIDATE) & reads_candidate)
         )

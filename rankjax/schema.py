@@ -149,6 +149,12 @@ class Schema:
         return self.of("item", "context")
 
     @property
+    def action(self) -> Feature | None:
+        """The feature that says what the user did: the first `action` one that is a single id."""
+        found = (f for f in self.of("event") if f.action and f.kind == "id")
+        return next(found, None)
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Semantic groups in order of first appearance."""
         return tuple(dict.fromkeys(f.group for f in self.features))

@@ -33,7 +33,7 @@ class TrainConfig:
     optimizer: optim.OptimConfig = optim.OptimConfig()
     tables: embedding.TableConfig = embedding.TableConfig()
     task_weights: tuple[tuple[str, float], ...] = ()  # (task, lambda); 1 where not named
-    aux_weights: tuple[tuple[str, float], ...] = ()  # (auxiliary term, lambda)
+    aux_weights: tuple[tuple[str, float], ...] = ()  # (auxiliary term, lambda at the start)
     checkpoint_seconds: float = 60.0
     log_every: int = 50  # steps
 
@@ -154,9 +154,9 @@ def _step(
             task_weights=dict(task_weights),
             aux_weights=state.aux_weights,
         )
-        return total, (logits_rck, parts)
+        return total, (logits_rck, parts, loss.adapt(state.aux_weights, aux))
 
-    (total, (logits_rck, parts)), (dense_grads, row_grads) = jax.value_and_grad(
+    (total, (logits_rck, parts, aux_weights)), (dense_grads, row_grads) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(state.params, rows)
     if stochastic:
@@ -169,10 +169,10 @@ def _step(
         dense_grads, state.optimizer, state.params
     )
     params = jax.tree.map(lambda p, u: p - rates["dense"] * u, state.params, updates)
-    params, dense_state = jax.tree.map(
+    params, dense_state, aux_weights = jax.tree.map(
         lambda new, old: jnp.where(ok, new, old),
-        (params, dense_state),
-        (state.params, state.optimizer),
+        (params, dense_state, aux_weights),
+        (state.params, state.optimizer, state.aux_weights),
     )
     # A zero gradient leaves rows and accumulators as they are, without a copy of the tables.
     row_grads = jax.tree.map(lambda g: jnp.where(ok, g, 0), row_grads)
@@ -187,7 +187,7 @@ def _step(
         dense_state,
         new_tables,
         table_state,
-        state.aux_weights,
+        aux_weights,
     )
     out = {"loss": total, "ok": ok, "logits": logits_rck, "parts": parts, "grad_norm": norms}
     return new, out
@@ -196,7 +196,6 @@ def _step(
 def init(model_config: Any, schema: Schema, config: TrainConfig, batch: Batch) -> State:
     """A fresh state; `batch` gives shapes only. Deterministic in config.seed."""
     prog = program(model_config, schema, config)
-    aux_weights = {k: jnp.float32(v) for k, v in config.aux_weights}
 
     @jax.jit
     def make(key: jax.Array, batch: Batch) -> State:
@@ -205,7 +204,10 @@ def init(model_config: Any, schema: Schema, config: TrainConfig, batch: Batch) -
         ids = embedding.deduplicate(prog.layout, batch)
         features, _ = embedding.features(prog.layout, embedding.gather(tables, ids), ids, batch)
         keys = {"params": dense_key, "dropout": dense_key}
-        params = nn.unbox(prog.model.init(keys, features, train=False))["params"]
+        # With train=True, so that what only training uses has its parameters too.
+        (_, aux), variables = prog.model.init_with_output(keys, features, train=True)
+        params = nn.unbox(variables)["params"]
+        aux_weights = loss.first_weights(aux, dict(config.aux_weights))
         return State(
             jnp.int32(0),
             jnp.bool_(True),
@@ -213,7 +215,7 @@ def init(model_config: Any, schema: Schema, config: TrainConfig, batch: Batch) -
             optim.transform(config.optimizer).init(params),
             tables,
             embedding.init_optimizer(tables, config.tables),
-            aux_weights,
+            {name: jnp.float32(weight) for name, weight in aux_weights.items()},
         )
 
     return make(jax.random.key(config.seed), batch.without_impression())

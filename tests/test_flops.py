@@ -296,6 +296,7 @@ def test_features_are_accepted():
         for side in ("history", "candidate")
         for name in (f"{side}_sample", f"{side}_time", f"{side}_order")
     }
+    times["history_action"] = times["history_sample"]
     features = Features(
         user={}, history={}, candidate=shapes, schema=b.schema, one_time=True, **times
     )

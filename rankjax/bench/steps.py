@@ -18,6 +18,7 @@ from rankjax.bench import rounds
 from rankjax.data import event_log, loader, samples
 
 BATCHES = 4  # distinct batches that a timed step cycles through
+ROWS = ("user", "history", "candidate")  # of Features: embedding rows, in the Batch ids
 PARTS = ("lookup", "forward", "forward_backward", "dense_update", "table_update")
 
 
@@ -178,20 +179,20 @@ class _Bench:
             aux,
             batch.schema,
             task_weights={},
-            aux_weights=self.state_weights(),
+            aux_weights=loss.first_weights(aux, dict(self.config.aux_weights)),
         )
         return total
 
     def features_of(self, batch: Batch) -> Any:
-        """Features of the batch's masks and times; `_loss` puts the rows in."""
+        """Features of the batch's masks and times; `_loss` puts the rows in.
+
+        The actions are those of the first batch, the only one that parts are timed on.
+        """
         names = [f.name for f in dataclasses.fields(self.features)]
         return dataclasses.replace(
             self.features,
-            **{n: getattr(batch, n) for n in names if n not in ("user", "history", "candidate")},
+            **{n: getattr(batch, n) for n in names if hasattr(batch, n) and n not in ROWS},
         )
-
-    def state_weights(self) -> dict[str, jax.Array]:
-        return {name: jnp.float32(value) for name, value in self.config.aux_weights}
 
     def _dense_update(self, params: Any, moments: Any, gradient: Any) -> Any:
         updates, moments = optim.transform(self.config.optimizer).update(gradient, moments, params)

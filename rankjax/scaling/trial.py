@@ -275,8 +275,9 @@ def abstract_params(config: Any, schema: Schema, width: int) -> Any:
     """The dense parameters as shapes only."""
     model = models.MODELS[ladder.architecture_of(config)](config)
     features = abstract_features(schema, width, 1, 2, 2, True)
-    init = functools.partial(model.init, train=False)
-    return nn.unbox(jax.eval_shape(init, jax.random.key(0), features))["params"]
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    init = functools.partial(model.init, train=True)  # what only training uses counts too
+    return nn.unbox(jax.eval_shape(init, keys, features))["params"]
 
 
 def abstract_features(
@@ -305,6 +306,7 @@ def abstract_features(
         candidate_time=numbers(candidates),
         history_order=numbers(history),
         candidate_order=numbers(candidates),
+        history_action=numbers(history),
         schema=schema,
         one_time=one_time,
     )
