@@ -48,3 +48,14 @@ def test_several_times_are_refused_by_name():
     features.require_one_time("m")
     with pytest.raises(ValueError, match=r"^m: .*different times"):
         dataclasses.replace(features, one_time=False).require_one_time("m")
+
+
+def test_what_a_schema_misses_is_named():
+    batch = tiny.batch()
+    batch.check(batch.schema)
+    history = {name: x for name, x in batch.history.items() if name != "dwell"}
+    with pytest.raises(ValueError, match=r"history lacks \['dwell'\]; found .*'action'.*expected"):
+        dataclasses.replace(batch, history=history).check(batch.schema)
+    none = dataclasses.replace(batch, candidate_sample=batch.candidate_sample[:, :0])
+    with pytest.raises(ValueError, match=r"shape \(6, 0\), expected at least one candidate"):
+        none.check(batch.schema)

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from rankjax import embedding, evaluate
 from rankjax.data import event_log, loader, samples
+from rankjax.layers import auxiliary
 from tests import tiny
 
 
@@ -63,6 +64,35 @@ def test_a_model_of_another_shape_is_refused():
     tables = embedding.init(jax.random.key(0), batch.schema, tables_config)
     with pytest.raises(AssertionError, match="shape"):
         evaluate.score(Wrong(), layout, {}, tables, batch.without_impression())
+
+
+@pytest.mark.parametrize("owns", [False, True])
+def test_an_auxiliary_head_gets_the_biases_too(owns):
+    """And where it owns the tables, the main logits' biases are constants."""
+
+    class Heads(nn.Module):
+        @nn.compact
+        def __call__(self, features, *, train):
+            x_rck = jnp.zeros((*features.candidate_sample.shape, 2))
+            return x_rck, {"head": auxiliary.Logits(x_rck + 1, owns_tables=owns)}
+
+    batch = tiny.batch().without_impression()
+    tables_config = embedding.TableConfig(width=4)
+    layout = embedding.plan(batch.schema, tables_config)
+    tables = embedding.init(jax.random.key(0), batch.schema, tables_config)
+    tables = jax.tree.map(lambda x: x + 0.5, tables)
+    ids = embedding.deduplicate(layout, batch)
+
+    def main(rows):
+        logits, aux = evaluate.apply(Heads(), layout, {}, rows, ids, batch)
+        return logits.sum(), (logits, aux["head"].logits)
+
+    gradient, (logits, head) = jax.grad(main, has_aux=True)(embedding.gather(tables, ids))
+    valid = batch.candidate_mask
+    assert np.abs(np.asarray(logits)[valid]).min() > 0
+    np.testing.assert_allclose(head, logits + 1, rtol=1e-6)
+    moved = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+    assert (moved == 0) == owns
 
 
 def test_no_batches_give_no_rows():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rankjax import loss
+from rankjax.layers import auxiliary
 from rankjax.schema import Feature, Schema, Table, Task
 
 SCHEMA = Schema(
@@ -29,7 +30,7 @@ def test_total_is_the_weighted_mean_per_task():
     total, parts = jax.jit(
         lambda *x: loss.multi_task(
             *x,
-            {"sparsity": jnp.float32(3)},
+            {"sparsity": auxiliary.Penalty(jnp.float32(3))},
             SCHEMA,
             task_weights={"like": 0.3},
             aux_weights={"sparsity": 0.1, "unused": 1.0},
@@ -77,8 +78,48 @@ def test_extreme_logits_are_finite_in_value_and_gradient(dtype):
 def test_refusals_name_what_was_found():
     logits, labels, weights = map(jnp.asarray, batch(np.random.default_rng(2)))
     with pytest.raises(ValueError, match=r"no weight for the auxiliary terms \['l0'\]"):
-        loss.multi_task(logits, labels, weights, {"l0": 1.0}, SCHEMA, aux_weights={"l1": 1.0})
+        aux = {"l0": auxiliary.Penalty(jnp.float32(1))}
+        loss.multi_task(logits, labels, weights, aux, SCHEMA, aux_weights={"l1": 1.0})
     with pytest.raises(ValueError, match=r"task_weights names \['buy'\]"):
         loss.multi_task(logits, labels, weights, {}, SCHEMA, task_weights={"buy": 1.0})
     with pytest.raises(ValueError, match=r"expected \[R, C, 2\] for tasks"):
         loss.multi_task(logits[..., :1], labels, weights, {}, SCHEMA)
+    with pytest.raises(ValueError, match=r"expected \[R, C, 2\] for tasks"):
+        aux = {"head": auxiliary.Logits(logits[:, :1])}
+        loss.multi_task(logits, labels, weights, aux, SCHEMA, aux_weights={"head": 1.0})
+    with pytest.raises(ValueError, match=r"aux_weights names \['l1'\], expected .* \['l0'\]"):
+        loss.first_weights({"l0": auxiliary.Penalty(jnp.float32(1))}, {"l1": 1.0})
+
+
+def test_an_auxiliary_head_has_the_multi_task_loss_of_its_own_logits():
+    logits, labels, weights = batch(np.random.default_rng(3))
+    other = logits[::-1].copy()
+    options = {"task_weights": {"like": 0.3}}
+    aux = {"head": auxiliary.Logits(jnp.asarray(other))}
+    args = labels, weights
+    got, parts = loss.multi_task(
+        jnp.asarray(logits), *args, aux, SCHEMA, aux_weights={"head": 0.2}, **options
+    )
+    main, _ = loss.multi_task(jnp.asarray(logits), *args, {}, SCHEMA, **options)
+    head, _ = loss.multi_task(jnp.asarray(other), *args, {}, SCHEMA, **options)
+    np.testing.assert_allclose(parts["aux/head"], head, rtol=1e-6)
+    np.testing.assert_allclose(got, main + 0.2 * head, rtol=1e-6)
+
+
+def test_weights_start_as_given_or_as_the_term_says():
+    aux = {
+        "a": auxiliary.Penalty(jnp.float32(1), 0.1),
+        "b": auxiliary.Logits(jnp.zeros((1, 1, 2)), 0.5),
+    }
+    assert loss.first_weights(aux, {"b": 2.0}) == {"a": 0.1, "b": 2.0}
+
+
+@pytest.mark.parametrize(("measured", "factor"), [(0.3, loss.ADAPT), (0.2, 1 / loss.ADAPT)])
+def test_only_a_penalty_with_a_target_moves_its_weight(measured, factor):
+    aux = {
+        "free": auxiliary.Penalty(jnp.float32(1)),
+        "held": auxiliary.Penalty(jnp.float32(1), 1.0, jnp.float32(measured), 0.25),
+        "head": auxiliary.Logits(jnp.zeros((1, 1, 2))),
+    }
+    got = loss.adapt({name: jnp.float32(2) for name in aux}, aux)
+    np.testing.assert_allclose([got["free"], got["held"], got["head"]], [2, 2 * factor, 2])

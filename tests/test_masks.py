@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 
 from rankjax import masks
-from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD, Tokens
+from rankjax.batch import CANDIDATE, CONTEXT, GLOBAL, HISTORY, PAD, Tokens
 
-ROLES = {"u": CONTEXT, "h": HISTORY, "c": CANDIDATE, ".": PAD}
+ROLES = {"u": CONTEXT, "h": HISTORY, "g": GLOBAL, "c": CANDIDATE, ".": PAD}
 
 
-def tokens(roles, times, positions, segments=None):
-    """One row; the candidates' groups are their slots."""
+def tokens(roles, times, positions, segments=None, groups=None):
+    """One row; the candidates' groups are their slots, unless given."""
     row = {
         "segment": segments or [0] * len(roles),
         "role": [ROLES[x] for x in roles],
         "time": times,
         "position": positions,
-        "group": list(range(len(roles))),
+        "group": groups or list(range(len(roles))),
         "bias_time": times,
     }
     return Tokens(**{name: jnp.asarray([x], jnp.int32) for name, x in row.items()})
@@ -93,6 +93,99 @@ def test_candidates_of_one_group_read_each_other():
     np.testing.assert_array_equal(masks.MaskRule().allow(t, t)[0], table("110", "110", "001"))
 
 
+def test_hstu_code_with_contextual_tokens():
+    """id(p) = max(p - c + 1, 0), clipped at max_id = n - c + 1 - m; allow = (i == j) or
+    id_i > id_j, or (id_i == 0 and id_j < max_id): the public code's mask, number by number."""
+    c, history, m = 3, 4, 2
+    n = c + history + m
+    ids = np.clip(np.arange(n) - c + 1, 0, n - c + 1 - m)
+    want = (np.arange(n)[:, None] == np.arange(n)) | (ids[:, None] > ids)
+    want |= (ids[:, None] == 0) & (ids < ids.max())
+    times = [0] * c + list(range(1, history + 1)) + [9, 9]
+    positions = [*range(c + history), c + history, c + history]
+    t = tokens("u" * c + "h" * history + "c" * m, times, positions)
+    got = masks.MaskRule(context="history").allow(t, t)[0]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 9])
+def test_hstu_code_with_a_window(window):
+    """allow and (id_i - id_j <= w), where candidates share the id after the last event's."""
+    history, m = 5, 2
+    ids = np.minimum(np.arange(history + m), history)
+    want = (np.arange(history + m)[:, None] == np.arange(history + m)) | (ids[:, None] > ids)
+    want &= ids[:, None] - ids <= window
+    t = tokens("hhhhhcc", [1, 2, 3, 4, 5, 9, 9], [0, 1, 2, 3, 4, 5, 5])
+    np.testing.assert_array_equal(masks.MaskRule(window=window).allow(t, t)[0], want)
+
+
+def test_grab_rows_of_four_events():
+    """h1, h2, h3, h4 partial, h'1 .. h'4 full tokens of the same times: 20 allowed cells."""
+    t = tokens("hhhhcccc", [1, 2, 3, 4, 1, 2, 3, 4], [0, 1, 2, 3, 0, 1, 2, 3])
+    want = table(
+        "1000 0000",
+        "1100 0000",
+        "1110 0000",
+        "1111 0000",
+        "0000 1000",
+        "1000 0100",
+        "1100 0010",
+        "1110 0001",
+    )
+    got = np.asarray(masks.MaskRule().allow(t, t)[0])
+    np.testing.assert_array_equal(got, want)
+    assert got.sum() == 4 * 5
+
+
+def test_longer_is_the_printed_mask_reversed():
+    """Printed: globals first, newest event first, j >= i. Ours: [H old -> new | user | candidate],
+    everything reversed, so that a token reads what stands before it and itself."""
+    history, users = 3, 2
+    n = history + users + 1
+    printed = np.arange(n)[None, :] >= np.arange(n)[:, None]  # candidate, users, events
+    t = tokens("hhhggc", [1, 2, 3, 3, 3, 9], list(range(n)))
+    got = masks.MaskRule().allow(t, t)[0]
+    np.testing.assert_array_equal(got, printed[::-1, ::-1])
+
+
+def test_longer_with_two_candidates_and_padding():
+    t = tokens("h.hgcc", [1, 0, 2, 0, 9, 9], [0, 1, 2, 3, 4, 4])
+    want = table("100 000", "000 000", "101 000", "101 100", "101 110", "101 101")
+    np.testing.assert_array_equal(masks.MaskRule().allow(t, t)[0], want)
+
+
+def test_onetrans_pyramid():
+    """Three events, two candidates of two NS tokens each; the pyramid's queries are the newest
+    event and all NS tokens, its keys everything."""
+    t = tokens(
+        "hhhcccc", [1, 2, 3, 9, 9, 9, 9], [0, 1, 2, 3, 4, 3, 4], groups=[0, 0, 0, 4, 4, 5, 5]
+    )
+    want = table(
+        "100 00 00",
+        "110 00 00",
+        "111 00 00",
+        "111 10 00",
+        "111 11 00",
+        "111 00 10",
+        "111 00 11",
+    )
+    rule = masks.MaskRule(candidates="causal")
+    np.testing.assert_array_equal(rule.allow(t, t)[0], want)
+    kept = Tokens(**{name: x[:, 2:] for name, x in vars(t).items()})
+    np.testing.assert_array_equal(rule.allow(kept, t)[0], want[2:])
+
+
+def test_context_is_read_at_any_distance():
+    t = tokens("uhhhc", [0, 1, 2, 3, 9], [0, 1, 2, 3, 4])
+    want = table("1 000 0", "1 100 0", "1 110 0", "1 011 0", "1 001 1")
+    np.testing.assert_array_equal(masks.MaskRule(window=1).allow(t, t)[0], want)
+
+
+def test_rules_that_ask_for_one_time():
+    assert masks.MaskRule(context="history").one_time and masks.MaskRule(history="full").one_time
+    assert not masks.MaskRule(context="full", history="time").one_time
+
+
 def test_a_block_of_the_mask_is_the_mask_of_a_block():
     t = tokens("uhhhcc", [0, 3, 4, 9, 4, 10], [0, 1, 2, 3, 2, 4])
     q, k = (Tokens(**{n: x[:, s] for n, x in vars(t).items()}) for s in (slice(2, 6), slice(1, 4)))
@@ -100,7 +193,12 @@ def test_a_block_of_the_mask_is_the_mask_of_a_block():
     np.testing.assert_array_equal(rule.allow(q, k), rule.allow(t, t)[:, 2:6, 1:4])
 
 
-@pytest.mark.parametrize("field", ["context", "history"])
+@pytest.mark.parametrize("field", ["context", "history", "candidates"])
 def test_unknown_values_are_refused(field):
     with pytest.raises(ValueError, match=f"MaskRule: {field}='backwards', expected one of"):
         masks.MaskRule(**{field: "backwards"})
+
+
+def test_a_negative_window_is_refused():
+    with pytest.raises(ValueError, match="window=-1, expected >= 0 or None"):
+        masks.MaskRule(window=-1)

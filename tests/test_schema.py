@@ -77,3 +77,11 @@ def test_a_feature_refuses(options, match):
 def test_a_table_holds_int32_ids(rows):
     with pytest.raises(ValueError, match=r"expected 2 \.\. 2\*\*31 - 1"):
         Table(name="t", rows=rows)
+
+
+def test_the_action_is_the_first_single_id_that_says_what_the_user_did():
+    action = Feature(name="kind", side="event", group="a", table="item", action=True)
+    dwell = Feature(name="dwell", side="event", group="a", kind="dense", action=True)
+    place = Feature(name="place", side="event", group="a", table="item")
+    assert schema(features=(dwell, place, action)).action is action
+    assert schema(features=(dwell, place)).action is None

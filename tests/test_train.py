@@ -4,11 +4,14 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from rankjax import checkpoint, embedding, evaluate, optim, train
+from rankjax import checkpoint, embedding, evaluate, loss, models, optim, train
 from rankjax.data import event_log, samples
+from rankjax.layers import auxiliary
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
 from tests import tiny
 
@@ -88,6 +91,55 @@ def test_a_step_changes_every_parameter_and_only_the_rows_of_its_batch(model, lo
             named = np.asarray(ids.unique[name])[named]
         moved = np.flatnonzero((table["embedding"] != after.tables[name]["embedding"]).any(-1))
         assert set(moved) == set(named.tolist()) - {0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    target: float = 0.5
+
+
+class Toy(nn.Module):
+    """One number that a penalty measures, and a head that only training has."""
+
+    config: ToyConfig
+    windows = False
+
+    @nn.compact
+    def __call__(self, features, *, train):
+        size = self.param("size", nn.initializers.ones, ())
+        logits_rck = jnp.zeros((*features.candidate_sample.shape, 2)) + size
+        if not train:
+            return logits_rck, {}
+        extra = self.param("extra", nn.initializers.zeros, ())
+        return logits_rck, {
+            "held": auxiliary.Penalty(size, 0.1, size, self.config.target),
+            "head": auxiliary.Logits(0 * logits_rck + extra, 0.25),
+        }
+
+
+def test_auxiliary_weights_live_in_the_state_and_are_adapted(log, chosen, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "toy", Toy)
+    config = dataclasses.replace(CONFIG, aux_weights=(("head", 0.5),))
+    batch = train.batches(log, config, chosen)[0]
+    state = train.init(ToyConfig(), log.schema, config, batch)
+    assert {k: float(v) for k, v in state.aux_weights.items()} == pytest.approx(
+        {"held": 0.1, "head": 0.5}
+    )
+    assert set(state.params) == {"size", "extra"}
+    prog = train.program(ToyConfig(), log.schema, config)
+    rates = dict.fromkeys(("dense", "tables", "biases"), np.float32(0.01))
+    new, out = prog.step(state, batch.without_impression(), rates, jax.random.key(0))
+    assert float(new.aux_weights["held"]) == pytest.approx(0.1 * loss.ADAPT)
+    assert float(new.aux_weights["head"]) == pytest.approx(0.5)
+    assert {"aux/held", "aux/head"} < set(out["parts"])
+    assert float(new.params["extra"]) != 0
+    with pytest.raises(ValueError, match=r"aux_weights names \['tail'\]"):
+        train.init(
+            ToyConfig(),
+            log.schema,
+            dataclasses.replace(CONFIG, aux_weights=(("tail", 1.0),)),
+            batch,
+        )
 
 
 def test_one_scoring_function(log, chosen):
