@@ -76,6 +76,8 @@ PEAK = {
     "TPU v6 lite": 918e12,
 }
 
+FAR = 100  # how far beyond a break `Piecewise.fit` looks for breaks that it was not told
+
 # Calls, and where their jaxpr is.
 CALLS = {
     **dict.fromkeys(("jit", "pjit", "checkpoint", "remat2", "composite", "shard_map"), "jaxpr"),
@@ -292,6 +294,65 @@ class Polynomial:
             if c:
                 total += float(c) * math.prod(x**e for x, e in zip(xs, es))
         return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piecewise:
+    """Polynomials of degree <= 2 in (S, C), one per stretch of S, for models that round or cut S.
+
+    With s = ceil(S / unit), piece i holds where breaks[i - 1] <= s <= breaks[i]; neighbours agree
+    at a break, as min(s, break) does.
+    """
+
+    unit: int
+    breaks: tuple[int, ...]
+    pieces: tuple[Polynomial, ...]
+
+    @classmethod
+    def fit(
+        cls, count: Callable[[int, int], float], *, unit: int = 1, breaks: Sequence[int] = ()
+    ) -> "Piecewise":
+        """From count(S, C), called at few lengths per piece. breaks: lengths S, not s.
+
+        A break stands at every length that the pieces between two given breaks are too short to
+        show as a polynomial. Raises ValueError where a piece is none (see `Polynomial.fit`).
+        """
+        cuts = sorted({-(-b // unit) for b in breaks if b > 0})
+        short = [(a, b) for a, b in itertools.pairwise([1, *cuts]) if b - a < 3]
+        cuts = sorted({*cuts, *(s for a, b in short for s in range(a, b + 1) if s > 1)})
+        starts, ends = [1, *cuts], [*cuts, math.inf]
+        pieces = []
+        for start, end in zip(starts, ends):
+            inside = [start + i for i in range(3) if start + i <= end]
+            points = [(s, c) for s in inside for c in (1, 2, 3)]
+            if len(inside) == 3:
+                points.append((int(min(end, start + FAR)), 4))  # a break not told shows here
+            values = [((s, c), count(s * unit, c)) for s, c in points]
+            pieces.append(_of_few(values) if len(inside) < 3 else Polynomial.fit(values))
+        return cls(unit=unit, breaks=tuple(cuts), pieces=tuple(pieces))
+
+    def __call__(self, lengths: Sequence[np.ndarray | int]) -> np.ndarray:
+        """Values, float64, at (S, C): numbers or arrays of broadcastable shapes."""
+        s, c = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in lengths))
+        s = -(-s // self.unit)
+        found = np.zeros(s.shape)
+        which = np.searchsorted(self.breaks, s)  # s on a break belongs to the piece before it
+        for i, piece in enumerate(self.pieces):
+            found = np.where(which == i, piece((s, c)), found)
+        return found
+
+
+def _of_few(values: list[tuple[tuple[int, int], float]]) -> Polynomial:
+    """Through one or two lengths s: the straight line between them, for every power of C."""
+    ends = sorted({s for (s, _), _ in values})
+    own = [Polynomial.fit([((c,), v) for (s, c), v in values if s == end]) for end in ends]
+    terms: dict[tuple[int, int], fractions.Fraction] = collections.defaultdict(fractions.Fraction)
+    for i, exponents in enumerate(own[0].exponents):
+        low, high = own[0].coefficients[i], own[-1].coefficients[i]
+        slope = (high - low) / max(ends[-1] - ends[0], 1)
+        terms[(1, exponents[0])] += slope
+        terms[(0, exponents[0])] += low - slope * ends[0]
+    return Polynomial(exponents=tuple(terms), coefficients=tuple(terms.values()))
 
 
 def _solve(

@@ -285,6 +285,37 @@ def test_polynomial_refuses():
         flops.Polynomial.fit([((n,), n) for n in range(3)])((1, 2))
 
 
+def rounded_and_cut(s, c):
+    """Groups of 4, of which the newest 5 are queries, after a layer over all events."""
+    groups = -(-s // 4)
+    return 7 + 3 * groups * c + 2 * groups**2 + 5 * min(groups, 5) * groups + c * min(groups, 5)
+
+
+def test_piecewise_is_exact_where_lengths_are_rounded_and_cut():
+    found = flops.Piecewise.fit(rounded_and_cut, unit=4, breaks=(20,))
+    s, c = np.meshgrid(np.arange(1, 60), np.arange(1, 9))
+    want = np.vectorize(rounded_and_cut)(s, c)
+    np.testing.assert_array_equal(found((s, c)), want)
+    assert len(found.pieces) == 2
+
+
+@pytest.mark.parametrize("breaks", [(1,), (2,), (2, 3), (1, 5, 6, 30), (), (4, 4)])
+def test_piecewise_with_breaks_close_together(breaks):
+    def count(s, c):
+        return s * c + sum(min(s, b) * (s + c) for b in breaks) + 2
+
+    found = flops.Piecewise.fit(count, breaks=breaks)
+    s, c = np.meshgrid(np.arange(1, 40), np.arange(1, 5))
+    np.testing.assert_allclose(found((s, c)), np.vectorize(count)(s, c), rtol=1e-12)
+
+
+def test_a_break_that_is_not_told_is_found():
+    with pytest.raises(ValueError, match="no polynomial of degree <= 2"):
+        flops.Piecewise.fit(rounded_and_cut, unit=4)
+    with pytest.raises(ValueError, match="no polynomial of degree <= 2"):
+        flops.Piecewise.fit(rounded_and_cut, breaks=(20,))
+
+
 def test_features_are_accepted():
     """A pytree with static fields goes through as shapes only."""
     from tests import tiny

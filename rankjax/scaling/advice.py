@@ -9,6 +9,7 @@ AXES = {
     "S": "the history length",
     "L": "the number of layers",
     "D": "the width",
+    "all": "all axes at once",
     "data": "the training data",
 }
 METRICS = {"ne": "NE", "auc": "AUC"}
@@ -128,7 +129,7 @@ def _axis_words(name: str, axes: dict, metric: str) -> str:
 
 
 def _axis(axis: str) -> str:
-    return AXES[axis] + ("" if axis == "data" else f" ({axis})") if axis in AXES else axis
+    return AXES[axis] + ("" if axis in ("data", "all") else f" ({axis})") if axis in AXES else axis
 
 
 def _span(slope: slopes.Slope) -> str:

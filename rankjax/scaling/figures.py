@@ -12,10 +12,19 @@ import polars
 
 from rankjax.scaling import findings, markup, slopes
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#8C564B")
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#8C564B"),
+    *("#1B9E77", "#B2182B", "#7F7F7F", "#A6761D", "#4D4D9F", "#66A61E", "#F781BF", "#17BECF"),
+)
 GREY, INK = "#8a94a6", "#1f2937"
-SYMBOLS = {"T": "circle", "S": "circle", "L": "square", "D": "diamond", "data": "triangle-up"}
-AXES = {"T": "tokens T", "S": "history S", "L": "layers L", "D": "width D", "data": "data"}
+SYMBOLS = {
+    **{"T": "circle", "S": "circle", "L": "square", "D": "diamond", "all": "star"},
+    "data": "triangle-up",
+}
+AXES = {
+    **{"T": "tokens T", "S": "history S", "L": "layers L", "D": "width D", "all": "all at once"},
+    "data": "data",
+}
 TITLES = {
     "ne": "test NE (lower is better)",
     "auc": "test AUC (higher is better)",

@@ -1,6 +1,7 @@
-"""Ladders: the sizes of one architecture along one axis of scale."""
+"""Ladders: the sizes of one architecture along one axis of scale, or along several at once."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 from rankjax import models
@@ -8,10 +9,10 @@ from rankjax import models
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """Sizes of one architecture, smallest first, that differ in one field only.
+    """Sizes of one architecture, smallest first, that differ in one field only, or compound.
 
-    axis: "T" feature tokens, "S" history length, "L" layers or "D" width.
-    field: the Config field that is varied.
+    axis: "T" feature tokens, "S" history length, "L" layers, "D" width; "all": compound.
+    field: the Config field that is varied; "" where several are.
     """
 
     architecture: str
@@ -25,6 +26,9 @@ class Ladder:
 
     @property
     def values(self) -> tuple[int, ...]:
+        """The varied field's; a compound ladder's are 1, 2, 3, ..."""
+        if not self.field:
+            return tuple(range(1, len(self.configs) + 1))
         return tuple(dataclasses.asdict(c)[self.field] for c in self.configs)
 
 
@@ -58,3 +62,25 @@ def along(base: Any, **values: tuple[int, ...]) -> Ladder:
     axis = next(a for a, f in axes.items() if f == field)
     configs = tuple(dataclasses.replace(base, **{field: v}) for v in sizes)
     return Ladder(architecture=name, axis=axis, field=field, configs=configs)
+
+
+def compound(base: Any, *steps: dict[str, int]) -> Ladder:
+    """Sizes that grow along several axes at once, each a set of fields that replace `base`'s.
+
+    compound(config, {}, {"layers": 3, "width": 32}, {"layers": 4, "width": 64}).
+    Raises:
+      ValueError: fewer than two sizes, a field that is no axis of this architecture, a field that
+        shrinks from one size to the next, two equal sizes, or a size that the architecture refuses.
+    """
+    name, fields = architecture_of(base), sorted(type(base).axes.values())
+    if unknown := sorted({f for step in steps for f in step} - set(fields)):
+        raise ValueError(f"ladder of {name}: found fields {unknown}, expected some of {fields}")
+    configs = tuple(dataclasses.replace(base, **step) for step in steps)
+    if len(configs) < 2:
+        raise ValueError(f"ladder of {name}: found {len(configs)} sizes, expected two or more")
+    sizes = [{f: dataclasses.asdict(c)[f] for f in fields} for c in configs]
+    for small, large in itertools.pairwise(sizes):
+        shrinks = [f for f in fields if (large[f] or 0) < (small[f] or 0)]
+        if shrinks or small == large:
+            raise ValueError(f"ladder of {name}: {large} after {small}, expected a larger size")
+    return Ladder(architecture=name, axis="all", field="", configs=configs)

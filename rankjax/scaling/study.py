@@ -25,7 +25,7 @@ import polars as pl
 
 from rankjax import train
 from rankjax.data import event_log, samples
-from rankjax.scaling import fit, folders, ladder, trial
+from rankjax.scaling import fit, folders, ladder, sizes, trial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ def missing(request: Request, rows: Rows) -> bool:
 def params_of(study: Study, log: event_log.EventLog) -> Callable[[Any], int]:
     """Config -> number of dense parameters on this log."""
     width = study.training.tables.width
-    return lambda config: trial.dense_params(config, log.schema, width)
+    return lambda config: sizes.dense_params(config, log.schema, width)
 
 
 def open_folder(study: Study, folder: pathlib.Path) -> event_log.EventLog:

@@ -10,16 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from rankjax import checkpoint, embedding, evaluate, flops, models, train
-from rankjax.batch import Features
+from rankjax import checkpoint, evaluate, flops, train
 from rankjax.data import event_log, loader, samples
 from rankjax.data.sources import synthetic
-from rankjax.scaling import folders, ladder
-from rankjax.schema import Schema
+from rankjax.scaling import folders, ladder, sizes
 
 METRICS = ("ne", "auc", "log_loss", "gauc", "pcoc", "request_auc", "request_mrr", "request_ndcg10")
 
@@ -81,7 +77,8 @@ def run(
     began = time.monotonic()
     train_samples = _samples(log, spec.samples, "train", spec.budget)
     result = {"trial": spec.id, "architecture": spec.architecture, "seed": spec.training.seed}
-    result |= sizes(spec, log.schema, train.batches(log, spec.training, train_samples))
+    epoch = train.batches(log, spec.training, train_samples)
+    result |= sizes.columns(spec.model, spec.training, log.schema, epoch)
     result |= {"samples": len(train_samples.impressions), "budget": spec.budget}
     result |= {"batch": spec.training.batch, "test_read": test, "failed": None}
     _claim(spec, log, folder)  # only what can be trained
@@ -195,118 +192,3 @@ def _oracle(
     logits = np.repeat(np.log(p / (1 - p))[:, None], len(log.schema.tasks), 1)
     oracle = evaluate.summarize(log, evaluate.Scored(held_out.impression, logits))
     return {"oracle_ne": oracle[log.schema.primary_task]["ne"], "alarm": rang}
-
-
-def sizes(spec: Trial, schema: Schema, batches: loader.Batches) -> dict[str, Any]:
-    """Parameters and FLOPs on the common footing (design: per valid impression, training = 3x)."""
-    config = spec.model
-    fields = dataclasses.asdict(config)
-    axes = type(config).axes
-    history, candidates = batches.samples.event_counts, batches.samples.candidate_counts
-    valid = max(int(candidates.sum()), 1)
-    one_time = batches.samples.one_time
-    per_sample = forward_flops(config, schema, spec.training.tables.width, one_time)
-    shapes = np.array([batches.shape(step) for step in range(len(batches))])
-    padded = np.repeat(shapes, batches.batch_samples, axis=0).T  # (S, C) of each row
-    matmul = forward_flops(config, schema, spec.training.tables.width, one_time, "matmul")
-    flops_valid = 3 * float(per_sample((history, candidates)).sum()) / valid
-    return {
-        "dense_params": dense_params(config, schema, spec.training.tables.width),
-        "embedding_params": embedding.count(schema, spec.training.tables),
-        "tokens": fields.get(axes.get("T", axes.get("S", ""))),
-        "layers": fields.get(axes.get("L", "")),
-        "width": fields.get(axes.get("D", "")),
-        "flops": 3 * float(per_sample(tuple(padded)).sum()) / valid,
-        "flops_valid": flops_valid,
-        "flops_matmul": 3 * float(matmul((history, candidates)).sum()) / valid,  # of flops_valid
-        "training_flops": flops_valid * valid,
-        "padding_share": 1 - float((history.sum() + valid) / padded.sum()),
-        "learning_rate": spec.training.optimizer.learning_rate,
-        "table_learning_rate": spec.training.tables.learning_rate,
-        "embedding_std": spec.training.tables.init_std,
-        "paper_params": config.paper_params(),
-        "paper_flops": config.paper_flops(),
-        "paper_scope": type(config).paper_scope,
-        "config": json.dumps(fields, sort_keys=True),
-    }
-
-
-def forward_flops(
-    config: Any, schema: Schema, width: int, one_time: bool, part: str = "total"
-) -> flops.Polynomial:
-    """Forward FLOPs of one sample as an exact polynomial in its (history, candidates) lengths.
-
-    Counted over the jaxpr of the training forward, look-up excluded, heads and pruning included,
-    attention as its reference writes it, whatever runs. part: "total", "matmul" or "elementwise".
-    """
-    points = _forward_counts(config, schema, width, one_time)
-    return flops.Polynomial.fit([(at, getattr(counted, part)) for at, counted in points])
-
-
-@functools.lru_cache(maxsize=64)
-def _forward_counts(
-    config: Any, schema: Schema, width: int, one_time: bool
-) -> list[tuple[tuple[int, int], flops.Flops]]:
-    """Counts at enough lengths for a polynomial of degree 2 in each."""
-    if "implementation" in dataclasses.asdict(config):
-        config = dataclasses.replace(config, implementation="reference")
-    model = models.MODELS[ladder.architecture_of(config)](config)
-
-    def forward(features: Features, params: Any) -> jax.Array:
-        return model.apply(
-            {"params": params}, features, train=True, rngs={"dropout": jax.random.key(0)}
-        )[0]
-
-    params = abstract_params(config, schema, width)
-    points = []
-    for s, c in [(s, c) for s in (1, 2, 3) for c in (1, 2, 3)] + [(5, 4)]:
-        features = abstract_features(schema, width, 1, s, c, one_time)
-        points.append(((s, c), flops.count(forward, features, params)))
-    return points
-
-
-def dense_params(config: Any, schema: Schema, width: int) -> int:
-    """Number of dense (Flax) parameters; `width` is E."""
-    return sum(x.size for x in jax.tree.leaves(abstract_params(config, schema, width)))
-
-
-@functools.lru_cache(maxsize=256)
-def abstract_params(config: Any, schema: Schema, width: int) -> Any:
-    """The dense parameters as shapes only."""
-    model = models.MODELS[ladder.architecture_of(config)](config)
-    features = abstract_features(schema, width, 1, 2, 2, True)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    init = functools.partial(model.init, train=True)  # what only training uses counts too
-    return nn.unbox(jax.eval_shape(init, keys, features))["params"]
-
-
-def abstract_features(
-    schema: Schema, width: int, rows: int, history: int, candidates: int, one_time: bool
-) -> Features:
-    """Features as shapes only: [R, 1 | S | C, E], dense ones [..., 1]."""
-
-    def of(features: tuple, slots: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            f.name: jax.ShapeDtypeStruct(
-                (rows, slots, 1 if f.kind == "dense" else width), jnp.float32
-            )
-            for f in features
-        }
-
-    def numbers(slots: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, slots), jnp.int32)
-
-    return Features(
-        user=of(schema.user, 1),
-        history=of(schema.history, history),
-        candidate=of(schema.candidate, candidates),
-        history_sample=numbers(history),
-        candidate_sample=numbers(candidates),
-        history_time=numbers(history),
-        candidate_time=numbers(candidates),
-        history_order=numbers(history),
-        candidate_order=numbers(candidates),
-        history_action=numbers(history),
-        schema=schema,
-        one_time=one_time,
-    )

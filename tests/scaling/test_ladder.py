@@ -26,6 +26,32 @@ def test_refuses(sizes, match):
         ladder.along(dlrm.Config(), **sizes)
 
 
+def test_compound_sizes_grow_along_several_axes():
+    base = rankmixer.Config(tokens=4, layers=1, width=16)
+    found = ladder.compound(base, {}, {"layers": 2}, {"tokens": 8, "layers": 2, "width": 32})
+    assert (found.name, found.axis, found.values) == ("rankmixer all", "all", (1, 2, 3))
+    assert [(c.tokens, c.layers, c.width) for c in found.configs] == [
+        (4, 1, 16),
+        (4, 2, 16),
+        (8, 2, 32),
+    ]
+
+
+@pytest.mark.parametrize(
+    "steps, match",
+    [
+        ([{}], "found 1 sizes"),
+        ([{}, {"expansion": 8}], "found fields"),
+        ([{"layers": 2}, {"layers": 1, "width": 32}], "expected a larger size"),
+        ([{}, {}], "expected a larger size"),
+        ([{}, {"width": 18}], "no multiple"),
+    ],
+)
+def test_a_compound_ladder_refuses(steps, match):
+    with pytest.raises(ValueError, match=match):
+        ladder.compound(rankmixer.Config(tokens=4, layers=1, width=16), *steps)
+
+
 def test_a_size_that_the_architecture_refuses():
     with pytest.raises(ValueError, match="width"):
         ladder.along(rankmixer.Config(tokens=8, width=16), width=(12, 16))

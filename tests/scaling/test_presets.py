@@ -6,7 +6,7 @@ import pytest
 
 from rankjax import models
 from rankjax.data import event_log
-from rankjax.scaling import presets, trial
+from rankjax.scaling import presets, sizes
 from tests import tiny
 
 
@@ -27,7 +27,7 @@ def test_every_ladder_builds(architecture, log):
     for one in found:
         assert len(one.configs) == 4
         assert all(c.tasks == 2 for c in one.configs)
-        params = [trial.dense_params(c, log.schema, 16) for c in one.configs]
+        params = [sizes.dense_params(c, log.schema, 16) for c in one.configs]
         assert min(params) > 0
         if one.axis in "LD":
             assert params == sorted(set(params))
@@ -95,6 +95,6 @@ def test_the_quick_study(tmp_path):
     assert all(len(x.configs) >= 4 for x in asked.ladders)
     schema = event_log.EventLog.open(asked.log).schema
     for one in asked.ladders:
-        params = [trial.dense_params(c, schema, asked.training.tables.width) for c in one.configs]
+        params = [sizes.dense_params(c, schema, asked.training.tables.width) for c in one.configs]
         assert params == sorted(set(params))
     assert presets.quick(tmp_path) == asked  # the world is there, nothing is made again

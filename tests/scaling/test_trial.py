@@ -5,11 +5,10 @@ import json
 import math
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from rankjax import embedding, flops, models, optim, train
+from rankjax import embedding, flops, optim, train
 from rankjax.data import event_log, samples
 from rankjax.data.sources import synthetic
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
@@ -27,7 +26,6 @@ CONFIGS = {
     ),
     "hstu": hstu.Config(history=10, layers=2, width=8, heads=2, tasks=2),
 }
-CASES = [(name, True) for name in CONFIGS] + [("hstu", False)]
 E = 4
 
 
@@ -43,26 +41,6 @@ def spec_of(model, organisation="request", history=10, budget=None, **training):
 def log(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log") / "log"
     return event_log.EventLog.open(tiny.log(folder, requests=150, events=400))
-
-
-def test_every_architecture_is_tested():
-    assert CONFIGS.keys() == models.MODELS.keys()
-
-
-@pytest.mark.parametrize("name, one_time", CASES)
-def test_flops_of_a_sample_are_exact_at_other_lengths(name, one_time, log):
-    module = models.MODELS[name](CONFIGS[name])
-    params = trial.abstract_params(CONFIGS[name], log.schema, E)
-
-    def forward(features, params):
-        rngs = {"dropout": jax.random.key(0)}
-        return module.apply({"params": params}, features, train=True, rngs=rngs)[0]
-
-    per_sample = trial.forward_flops(CONFIGS[name], log.schema, E, one_time)
-    for history, candidates in ((9, 7), (4, 1), (1, 6)):
-        features = trial.abstract_features(log.schema, E, 1, history, candidates, one_time)
-        direct = flops.count(forward, features, params).total
-        assert float(per_sample((history, candidates))) == direct > 0
 
 
 def test_mfu_is_padded_flops_over_the_peak(log, tmp_path, monkeypatch):
@@ -100,59 +78,6 @@ def test_a_metric_without_a_value_keeps_its_reason(tmp_path):
     assert result["validation_auc"] is None and result["test_auc"] is not None
     reasons = json.loads(result["undefined"])
     assert "auc" in reasons["validation"] and "test" not in reasons
-
-
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_parameters_are_those_of_the_state(name, log):
-    spec = spec_of(CONFIGS[name])
-    batches = train.batches(log, spec.training, samples.build(log, spec.samples, "train"))
-    state = train.init(spec.model, log.schema, spec.training, batches[0])
-    sizes = trial.sizes(spec, log.schema, batches)
-    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    assert sizes["dense_params"] == count(state.params)
-    # Every stored row but the zero rows, which stand for "missing" and are no parameters.
-    stored = count(state.tables)
-    per_row = stored // sum(t["embedding"].shape[0] for t in state.tables.values())
-    assert sizes["embedding_params"] == stored - per_row * len(state.tables)
-
-
-@pytest.mark.parametrize("name, one_time", CASES)
-def test_padding_and_flops_by_hand(name, one_time, log):
-    """From the batches themselves: every slot that they hold, and every sample's own lengths."""
-    spec = spec_of(CONFIGS[name], "request" if one_time else "window")
-    chosen = samples.build(log, spec.samples, "train")
-    batches = train.batches(log, spec.training, chosen)
-    per_sample = trial.forward_flops(spec.model, log.schema, E, one_time)
-    slots = valid = candidates = 0
-    padded = own = 0.0
-    for step in range(len(batches)):
-        batch = batches[step]
-        h, c = batch.history_sample >= 0, batch.candidate_sample >= 0
-        slots += h.size + c.size
-        valid += h.sum() + c.sum()
-        candidates += c.sum()
-        padded += len(h) * float(per_sample((h.shape[1], c.shape[1])))
-        own += sum(float(per_sample((s, n))) for s, n in zip(h.sum(1), c.sum(1)) if n)
-    sizes = trial.sizes(spec, log.schema, batches)
-    assert sizes["padding_share"] == pytest.approx(1 - valid / slots)
-    assert 0 < sizes["padding_share"] < 1
-    assert sizes["flops"] == pytest.approx(3 * padded / candidates)
-    assert sizes["flops_valid"] == pytest.approx(3 * own / candidates)
-    assert sizes["flops_matmul"] < sizes["flops_valid"] < sizes["flops"]
-    assert sizes["training_flops"] == pytest.approx(3 * own)
-    assert candidates == len(chosen.impressions)
-
-
-def test_axes_are_reported_under_their_letters(log):
-    def sizes(name):
-        spec = spec_of(CONFIGS[name])
-        chosen = samples.build(log, spec.samples, "train")
-        found = trial.sizes(spec, log.schema, train.batches(log, spec.training, chosen))
-        return found["tokens"], found["layers"], found["width"]
-
-    assert sizes("dlrm_mlp") == (None, 2, 8)
-    assert sizes("rankmixer") == (4, 2, 8)
-    assert sizes("hstu") == (10, 2, 8)
 
 
 COLUMNS = [
