@@ -21,9 +21,10 @@ checkpoint  Orbax: model, optimizer, tables and (seed, step), in one atomic save
 train       state, step, loop; held-out and progressive ("predict, then train")
 baseline    gradient-boosted trees on the same features, split and metrics
 scaling     trial, ladder, study, fit, report: what to scale
+catalogue   the named sizes: parameters, FLOPs, masks; docs/fidelity.md
 bench       throughput and peers, JSON out
 doctor      what this machine has and lacks
-cli         rankjax data | train | study | baseline | report | bench | doctor
+cli         rankjax data | models | train | study | baseline | report | bench | doctor
 """
 
 __version__ = "0.1.0"

@@ -1,8 +1,9 @@
-"""rankjax data | train | study | baseline | report | bench | doctor: public functions only.
+"""rankjax data | models | train | study | baseline | report | bench | doctor.
 
 Every command takes --json to print one JSON object for machines instead of text for people.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,14 +17,14 @@ import rich.progress
 import rich.table
 import tyro
 
-from rankjax import baseline, bench, doctor, train
+from rankjax import baseline, bench, catalogue, doctor, models, train
 from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.scaling import presets, report, study, trial, workers
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
 Worlds = Literal["small", "550k", "world"]
-Architectures = Literal["dlrm_mlp", "dcnv2_din", "rankmixer", "hstu"]
+Architectures = Literal[*models.MODELS]
 
 
 def data_world(
@@ -258,6 +259,64 @@ def look(json: bool = False) -> None:
     sys.exit(0 if found["ok"] else 1)
 
 
+def list_models(
+    name: Annotated[str | None, tyro.conf.Positional] = None,
+    picture: pathlib.Path | None = None,
+    fidelity: pathlib.Path | None = None,
+    json: bool = False,
+) -> None:
+    """The sizes that papers name: parameters and FLOPs; of one, every parameter and its mask.
+
+    Args:
+      name: of one size, or of an architecture (its default Config).
+      picture: write the attention mask of a small sample as HTML here (default: NAME_mask.html).
+      fidelity: write docs/fidelity.md here: what the papers print, ours, and what they leave open.
+      json: print JSON.
+    """
+    if fidelity is not None:
+        fidelity.write_text(catalogue.fidelity(), encoding="utf-8")
+        print(f"fidelity: {fidelity}")
+    elif name is None:
+        _show_sizes(catalogue.rows(), json)
+    else:
+        _show_size(name, picture, json)
+
+
+def _show_sizes(rows: list[dict], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"on": catalogue.ON, "sizes": rows}))
+        return
+    short = ("name", "architecture", "paper_params", "paper_flops", "n", "dense_params", "flops")
+    table = rich.table.Table(*short, "chosen")
+    for row in rows:
+        numbers = [row[x] if isinstance(row[x], str) else _count(row[x]) for x in short]
+        table.add_row(*numbers, "yes" if row["chosen"] else "")
+    rich.print(table)
+    print(f"paper_params, paper_flops: each paper's own scope (--json says which). {catalogue.ON}.")
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value < 1e7 else f"{value:.4g}"
+
+
+def _show_size(name: str, picture: pathlib.Path | None, as_json: bool) -> None:
+    config, architecture = catalogue.find(name)
+    leaves = catalogue.tree(config)
+    path = None
+    if catalogue.has_mask(architecture):
+        path = picture or pathlib.Path(f"{name}_mask.html")
+        path.write_text(catalogue.picture(name, config, architecture), encoding="utf-8")
+    elif picture is not None:
+        raise ValueError(f"models: {architecture} has no masked attention to draw")
+    if as_json:
+        found = {"name": name, "architecture": architecture, "on": catalogue.ON}
+        found |= {"config": dataclasses.asdict(config), "mask": path and str(path)}
+        print(json.dumps(found | {"params": {k: list(shape) for k, shape in leaves}}))
+        return
+    rich.print(catalogue.as_tree(name, leaves))
+    print(f"mask of a small sample: {path}" if path else "no masked attention")
+
+
 COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "data": {
         "schema": commands.data_schema,
@@ -270,6 +329,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
         "movielens": data_movielens,
         "ebnerd": data_ebnerd,
     },
+    "models": list_models,
     "train": train_one,
     "study": {"quick": study_quick, "run": study_run},
     "baseline": baseline_of,

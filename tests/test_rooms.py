@@ -22,6 +22,7 @@ TESTS_WITHOUT_FILE = {
     "test_experiments.py": "experiments/",
     "test_own_schemas.py": "experiments/schemas/",
     "test_readme.py": "README.md and docs/",
+    "test_add_an_architecture.py": "docs/add-an-architecture.md",
     "models/test_all_models.py": "what every architecture must hold, one suite for all of them",
 }
 # Files of rankjax/ that have no test of their own, each with its reason.

@@ -17,6 +17,7 @@ from rankjax.scaling import presets
 Config = Annotated[rounds.Rounds, tyro.conf.arg(name="")]  # --rounds, not --config.rounds
 Organisation = Literal["impression", "request", "window"]
 WORLD = pathlib.Path("studies/bench/world")
+STEPPED = ("dlrm_mlp", "dcnv2_din", "rankmixer", "hstu")  # whole steps, with whole peers
 
 
 def measure_loader(
@@ -79,7 +80,7 @@ def measure_world(
 
 def measure_step(
     log: pathlib.Path | None = None,
-    architectures: tuple[str, ...] = tuple(presets.SMALL),
+    architectures: tuple[str, ...] = STEPPED,
     organisations: tuple[Organisation, ...] = ("request", "impression"),
     history: int = 50,
     batch: int = 512,
@@ -134,7 +135,7 @@ def measure_all(
       json: print JSON.
     """
     opened = _open(log)
-    models = {n: presets.model(n, len(opened.schema.tasks), history=history) for n in presets.SMALL}
+    models = {n: presets.model(n, len(opened.schema.tasks), history=history) for n in STEPPED}
     sizes = {"history": history, "batch": batch}
     found = {
         "world": loading.world(config, impressions),

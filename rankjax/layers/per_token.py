@@ -12,10 +12,21 @@ from flax import linen as nn
 from rankjax.layers import initializers
 
 
+def matmul(x_tnd: jax.Array, kernel_tdf: jax.Array, dtype: str) -> jax.Array:
+    """x_t W_t for every token t: [T, N, D] times [T, D, F] -> [T, N, F], computed in `dtype`."""
+    return jax.lax.dot_general(
+        x_tnd.astype(dtype),
+        kernel_tdf.astype(dtype),
+        dimension_numbers=(((2,), (1,)), ((0,), (0,))),
+    )
+
+
 class Dense(nn.Module):
     """y_t = x_t W_t + b_t: token t has its own dense layer.
 
-    Called with x [T, N, D], any float dtype; returns [T, N, features] in `dtype`.
+    Called with x [T, N, D], any float dtype; returns [T, N, features] in `dtype`. Where only a part
+    of the output is read, `tokens` = T lets x hold the first tokens only, and `first` = F in the
+    call computes the first F features only; the parameters stay whole.
     Parameters, float32: kernel [T, D, features], bias [T, features].
     Source: RankMixer (arXiv 2507.15551), per-token FFN; also HeteroAtt, HHFT, OneTrans.
     """
@@ -24,22 +35,19 @@ class Dense(nn.Module):
     dtype: str = "float32"
     kernel_init: str = "lecun"
     residual_layers: int = 0  # L where the output is added to a residual stream of L layers
+    tokens: int | None = None  # T; None = as many as x holds
 
     @nn.compact
-    def __call__(self, x_tnd: jax.Array) -> jax.Array:
-        T, _, D = x_tnd.shape
+    def __call__(self, x_tnd: jax.Array, first: int | None = None) -> jax.Array:
+        T, D = self.tokens or len(x_tnd), x_tnd.shape[-1]
         # batch_axis: every token is a layer of its own, so T is no part of the fan-in.
         init = initializers.kernel(
             self.kernel_init, residual_layers=self.residual_layers, batch_axis=(0,)
         )
         kernel_tdf = self.param("kernel", init, (T, D, self.features), jnp.float32)
         bias_tf = self.param("bias", nn.initializers.zeros, (T, self.features), jnp.float32)
-        y_tnf = jax.lax.dot_general(
-            x_tnd.astype(self.dtype),
-            kernel_tdf.astype(self.dtype),
-            dimension_numbers=(((2,), (1,)), ((0,), (0,))),
-        )
-        return y_tnf + bias_tf.astype(self.dtype)[:, None]
+        kernel_tdf, bias_tf = kernel_tdf[: len(x_tnd), :, :first], bias_tf[: len(x_tnd), :first]
+        return matmul(x_tnd, kernel_tdf, self.dtype) + bias_tf.astype(self.dtype)[:, None]
 
 
 class FeedForward(nn.Module):
@@ -61,3 +69,28 @@ class FeedForward(nn.Module):
         hidden = Dense(self.expansion * D, self.dtype, self.kernel_init, name="ffn_in")
         out = Dense(D, self.dtype, self.kernel_init, self.residual_layers, name="ffn_out")
         return out(nn.gelu(hidden(x_tnd), approximate=False))
+
+
+class SwiGLU(nn.Module):
+    """y_t = (swish(x_t G_t + b_t) * (x_t U_t + c_t)) W_t + d_t, swish(x) = x sigmoid(x).
+
+    Called with x [T, N, D], any float dtype; returns [T, N, D] in `dtype`. `tokens` and `first` as
+    in Dense: fewer tokens of x, fewer columns of the output.
+    Parameters: T (3 D F + 2 F + D), F = hidden: gate, up and down, each a Dense.
+    Source: TokenMixer-Large (arXiv 2602.06563), pSwiGLU.
+    """
+
+    hidden: int  # F
+    dtype: str = "float32"
+    kernel_init: str = "lecun"
+    residual_layers: int = 0
+    tokens: int | None = None  # T; None = as many as x holds
+
+    @nn.compact
+    def __call__(self, x_tnd: jax.Array, first: int | None = None) -> jax.Array:
+        def dense(features: int, name: str, layers: int = 0) -> Dense:
+            return Dense(features, self.dtype, self.kernel_init, layers, self.tokens, name=name)
+
+        gate, up = dense(self.hidden, "gate"), dense(self.hidden, "up")
+        down = dense(x_tnd.shape[-1], "down", self.residual_layers)
+        return down(nn.swish(gate(x_tnd)) * up(x_tnd), first)

@@ -4,11 +4,14 @@ What sequence models share: the `Tokens` that mask rules and biases read, and sm
 Rows may be packed: every count is taken within a token's own sample.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from rankjax import batch
 from rankjax.batch import Features, Tokens
+from rankjax.masks import MaskRule
 
 
 def rule_times(features: Features) -> tuple[jax.Array, jax.Array]:
@@ -38,6 +41,11 @@ def ranks(features: Features) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(before_rss, axis=-1, dtype=jnp.int32), jnp.sum(
         readable_rcs, axis=-1, dtype=jnp.int32
     )
+
+
+def context_tokens(features: Features, context: str) -> int:
+    """Context tokens per sample: one per user feature ("prefix"), or 0 ("none")."""
+    return len(features.schema.user) if context == "prefix" else 0
 
 
 def tokens(features: Features, *, context: int, per_event: int = 1) -> Tokens:
@@ -86,6 +94,43 @@ def tokens(features: Features, *, context: int, per_event: int = 1) -> Tokens:
         group=stream(zero - 1, jnp.full_like(slot, -1)[None] + 0 * history_mask, jnp.arange(C)),
         bias_time=stream(zero, per_token(features.history_time), features.candidate_time),
     )
+
+
+def lengths(tokens: Tokens) -> jax.Array:
+    """How many context and history tokens each token's sample has, int32 [R, N]."""
+    counted_rn = (tokens.role == batch.CONTEXT) | (tokens.role == batch.HISTORY)
+    same_rnm = tokens.segment[:, :, None] == tokens.segment[:, None, :]
+    return jnp.sum(same_rnm & counted_rn[:, None, :], axis=-1, dtype=jnp.int32)
+
+
+def next_times(tokens: Tokens) -> Tokens:
+    """The tokens with the bias_time of the one after them, as queries of a relative bias.
+
+    The newest event's is the time of the sample's candidates, which must share one; candidates
+    keep their own. `tokens` are those of `tokens()`, whose positions count without gaps.
+    """
+    same_rnm = tokens.segment[:, :, None] == tokens.segment[:, None, :]
+    follows_rnm = tokens.position[:, None, :] == tokens.position[:, :, None] + 1
+    follows_rnm &= same_rnm & (tokens.role != batch.PAD)[:, None, :]
+    least = jnp.iinfo(jnp.int32).min
+    time_rn = jnp.max(jnp.where(follows_rnm, tokens.bias_time[:, None, :], least), axis=-1)
+    time_rn = jnp.where(jnp.any(follows_rnm, axis=-1), time_rn, tokens.bias_time)
+    return dataclasses.replace(tokens, bias_time=time_rn)
+
+
+def layer_masks(
+    q: Tokens, k: Tokens, rule: MaskRule, *, layers: int, rows: int
+) -> dict[str, tuple[Tokens, Tokens, MaskRule]]:
+    """{title: (queries, keys, rule)} of L layers of which the last computes the last `rows` rows.
+
+    In the order of the layers: the first entry is every layer's but the last one's, which has the
+    last entry.
+    """
+    found = {"all layers": (q, k, rule)}
+    if rows < q.segment.shape[1]:
+        found = {"layers before the last": (q, k, rule)} if layers > 1 else {}
+        found["last layer"] = (last(q, rows), k, rule)
+    return found
 
 
 def last(tokens: Tokens, count: int) -> Tokens:

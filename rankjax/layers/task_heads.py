@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax.layers import initializers
+from rankjax.layers import initializers, per_token
 
 
 class Linear(nn.Module):
@@ -41,3 +41,24 @@ class MLP(nn.Module):
             h_nf = nn.relu(nn.Dense(self.hidden, kernel_init=init, name=f"hidden_{task}")(x_nd))
             logits.append(nn.Dense(1, kernel_init=init, name=f"logits_{task}")(h_nf))
         return jnp.concatenate(logits, axis=-1)
+
+
+class OwnVector(nn.Module):
+    """Task k reads its own vector through layers of its own: [K, N, D], any float dtype -> [N, K].
+
+    ReLU layers of the widths `hidden`, then one output; logits float32.
+    Parameters, float32: hidden_i kernel [K, D, F] and bias [K, F], logits kernel [K, F, 1] and
+    bias [K, 1].
+    """
+
+    hidden: tuple[int, ...] = ()
+    kernel_init: str = "lecun"
+
+    @nn.compact
+    def __call__(self, x_knd: jax.Array) -> jax.Array:
+        x_knd = x_knd.astype(jnp.float32)
+        for layer, width in enumerate(self.hidden):
+            dense = per_token.Dense(width, kernel_init=self.kernel_init, name=f"hidden_{layer}")
+            x_knd = nn.relu(dense(x_knd))
+        out = per_token.Dense(1, kernel_init=self.kernel_init, name="logits")
+        return out(x_knd)[..., 0].swapaxes(0, 1)

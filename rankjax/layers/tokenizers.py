@@ -1,6 +1,8 @@
 """From a candidate's inputs to T tokens of width D, token-major: list of Input -> [T, R * C, D].
 
-"per_feature": one linear layer per input, T = the number of inputs.
+"per_feature": one linear layer per input, T = the number of inputs; with `dense_tokens` =
+  n_d > 0 the dense inputs have n_d tokens together, behind the others, and none of their own
+  (HeteroAtt, arXiv 2311.05884).
 "group": the inputs of a semantic group side by side, one layer per group, T = the number of groups.
 "even_split": all inputs side by side in group order, cut into T slices of equal width, one linear
   layer per slice (RankMixer, arXiv 2507.15551).
@@ -30,7 +32,13 @@ def check(where: str, kind: str, tokens: int | None) -> None:
         checks.at_least(where, 1, tokens=tokens)
 
 
-def count(kind: str, inputs: list[Input], tokens: int | None) -> int:
+def split_dense(inputs: list[Input]) -> tuple[list[Input], list[Input]]:
+    """(embeddings, dense inputs), each in the order of the list; dense inputs are 1 wide."""
+    wide = [x for x in inputs if x.value.shape[-1] > 1]
+    return wide, [x for x in inputs if x.value.shape[-1] == 1]
+
+
+def count(kind: str, inputs: list[Input], tokens: int | None, dense_tokens: int = 0) -> int:
     """T: `tokens`, or what the inputs give where the kind takes T from the data.
 
     Raises ValueError where the inputs give another T than `tokens`, or are too narrow to be cut
@@ -38,6 +46,8 @@ def count(kind: str, inputs: list[Input], tokens: int | None) -> int:
     """
     if kind in FROM_DATA:
         found = len(inputs) if kind == "per_feature" else len(candidate_inputs.groups(inputs))
+        if kind == "per_feature" and dense_tokens and (together := len(split_dense(inputs)[1])):
+            found += dense_tokens - together
         if tokens not in (None, found):
             raise ValueError(
                 f"tokenizers: tokens={tokens}, but tokenizer={kind!r} makes {found} tokens of this "
@@ -61,10 +71,13 @@ class Tokenizer(nn.Module):
     ValueError where they disagree).
     hidden: width of a ReLU layer before the projections of "group" (one for each group) and
     "auto_split"; 0 = linear.
+    dense_tokens: how many tokens n_d "per_feature" makes of all dense inputs (those 1 wide) side by
+    side; 0 = one of each. None are made where no input is dense.
     "even_split" appends zeros until the width is a multiple of T, so the last tokens may read
     fewer inputs than the others, or none.
-    Parameters, float32, every layer with a bias: per_feature W D + D per input; group the same
-    per group (W of the group); even_split T (d D + D), d = ceil(W / T); auto_split W T D + T D.
+    Parameters, float32, every layer with a bias: per_feature W D + D per input (n_d (W D + D)
+    for W dense ones together); group the same per group (W of the group); even_split T (d D + D),
+    d = ceil(W / T); auto_split W T D + T D.
     """
 
     kind: str
@@ -73,12 +86,18 @@ class Tokenizer(nn.Module):
     hidden: int = 0
     kernel_init: str = "lecun"
     dtype: str = "float32"
+    dense_tokens: int = 0
 
     @nn.compact
     def __call__(self, inputs: list[Input]) -> jax.Array:
-        T, D = count(self.kind, inputs, self.tokens), self.width
+        T, D = count(self.kind, inputs, self.tokens, self.dense_tokens), self.width
         if self.kind == "per_feature":
-            return jnp.stack([self._dense(x.name, D)(self._concat([x])) for x in inputs])
+            wide, together = split_dense(inputs) if self.dense_tokens else (inputs, [])
+            found = [self._dense(x.name, D)(self._concat([x])) for x in wide]
+            if together:
+                y_nd = self._dense("dense", self.dense_tokens * D)(self._concat(together))
+                found += jnp.split(y_nd, self.dense_tokens, axis=-1)
+            return jnp.stack(found)
         if self.kind == "group":
             groups = candidate_inputs.groups(inputs).items()
             return jnp.stack([self._layers(name, D)(self._concat(group)) for name, group in groups])
@@ -103,3 +122,21 @@ class Tokenizer(nn.Module):
             return out
         hidden = self._dense(f"{name}.hidden", self.hidden)
         return lambda x_nw: out(nn.relu(hidden(x_nw)))
+
+
+class TaskTokens(nn.Module):
+    """K learned tokens before a candidate's own: [T, N, D], any dtype -> [K + T, N, D] of it.
+
+    They are the same for every candidate. Parameter, float32: tokens [K, D].
+    Source: the task tokens of HeteroAtt (arXiv 2311.05884), [cls] of HHFT (arXiv 2511.20235).
+    """
+
+    tasks: int  # K
+
+    @nn.compact
+    def __call__(self, x_tnd: jax.Array) -> jax.Array:
+        _, N, D = x_tnd.shape
+        init = nn.initializers.normal(initializers.SIGMA)
+        tokens_kd = self.param("tokens", init, (self.tasks, D), jnp.float32).astype(x_tnd.dtype)
+        tokens_knd = jnp.broadcast_to(tokens_kd[:, None], (self.tasks, N, D))
+        return jnp.concatenate([tokens_knd, x_tnd])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rankjax import papers
 from rankjax.batch import Features
 from rankjax.layers import (
     checks,
@@ -68,6 +69,23 @@ class Config:
 
     def paper_flops(self) -> float | None:
         return None
+
+
+PAPER = papers.Paper(
+    title="DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to "
+    "Rank Systems",
+    arxiv="2008.13535",
+    leaves_open=(
+        ("the gate of the mixture of low-rank experts", "a softmax over a linear layer, no bias"),
+        ("how histories enter", "DIN's target attention (arXiv 1706.06978), as in the name"),
+    ),
+    deviations=(
+        (
+            "hidden layers of the deep network have one width, D",
+            "one width is what an axis of scale needs",
+        ),
+    ),
+)
 
 
 class Cross(nn.Module):

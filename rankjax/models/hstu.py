@@ -4,6 +4,11 @@ Source: "Actions Speak Louder than Words" (Zhai et al. 2024, arXiv 2402.17152), 
 research code; merged tokens and the context prefix as in Meta's DLRM-v3.
 
 Features -> [context | history | candidates] -> L layers -> candidate rows -> logits
+
+Parameters, with I, A, X the widths of an item's, an event's and a candidate's own features, U_f
+those of the user's, P and F as in Config: content I d + d; event A d (interleaved + d);
+candidate_context X d; context U_f d + d each; token_norm 2 d; the layers as in `paper_params`;
+output_norm 2 d; K heads of d F + 2 F + 1.
 """
 
 import dataclasses
@@ -13,10 +18,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax import batch
+from rankjax import papers
 from rankjax.batch import Features, Tokens
 from rankjax.kernels import hstu_attention
-from rankjax.layers import checks, initializers, norms, sequence, task_heads
+from rankjax.layers import (
+    checks,
+    initializers,
+    linear_tokens,
+    norms,
+    pointwise_attention,
+    relative_bias,
+    sequence,
+    stochastic_length,
+    task_heads,
+)
 from rankjax.masks import MaskRule
 
 RULE = MaskRule(context="causal", history="causal")
@@ -36,8 +51,10 @@ class Config:
     positions: P of the table of relative positions [2P - 1]; None = the static maximum. Distances
       beyond the table share its last row.
     position_bias, time_bias: the two parts of rab. Time differences are off by themselves where
-      the log's times are not exact. The query's time is a token's own; the next token's, as in the
-      research code, would show an earlier candidate the time of a later event.
+      the log's times are not exact.
+    rab_query_time: the time that rab takes of a query: "own", its own; "next", that of the token
+      after it, as the research code does. In a window the next event's time would tell an earlier
+      candidate of a later event, so "next" takes none.
     position_init: "normal", N(0, 0.02); "recency", 2 exp(-events between / 3).
     proj_activation: which of u, v, q, k pass a SiLU: "uvqk" (the paper) or "u" (DLRM-v3).
     norm, norm_place, norm_affine: of the norm before a layer ("pre"; "post" puts it after the
@@ -50,6 +67,8 @@ class Config:
     init: of W1 and W2. "xavier" (DLRM-v3); "research", W1 ~ N(0, 0.02) and xavier W2, which at
       small widths leaves the attention output below the norm's epsilon at the start; or another
       of `initializers.NAMES`.
+    stochastic_length: in training, samples longer than history^(alpha / 2) events are learned from
+      by random subsequences of that length; see layers/stochastic_length.py.
     implementation: of the attention; None = the best for the platform compiled for.
     """
 
@@ -67,6 +86,7 @@ class Config:
     positions: int | None = None  # P
     position_bias: bool = True
     time_bias: bool = True
+    rab_query_time: str = "own"
     position_init: str = "normal"
     qk_scale: float | None = None  # None = 1, as in the paper
     proj_activation: str = "uvqk"
@@ -77,6 +97,7 @@ class Config:
     output_norm: str = "layer"
     init: str = "xavier"
     dropout: float = 0.0
+    stochastic_length: float | None = None  # alpha; None = off
     prune_last: bool = True  # the last layer computes only the candidates' rows; exact
     head_hidden: int | None = None  # None = width
     tasks: int = 1  # K
@@ -99,12 +120,9 @@ class Config:
         for name, allowed in _CHOICES.items():
             checks.one_of(where, name, getattr(self, name), allowed)
         norms.check(where, self.norm, self.norm_place)
+        stochastic_length.check(where, self.stochastic_length)
         checks.dtype(where, self.dtype)
-        if (self.qk_width is None or self.v_width is None) and self.width % self.heads:
-            raise ValueError(
-                f"{where}: width={self.width} is no multiple of heads={self.heads}; choose one, "
-                "or give qk_width and v_width"
-            )
+        pointwise_attention.check_widths(where, self.width, self.heads, self.qk_width, self.v_width)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"{where}: dropout={self.dropout}, expected 0 <= dropout < 1")
         if not self.norm_constant > 0:
@@ -135,58 +153,97 @@ class Config:
             layer += norms.parameters(self.norm, d) + norms.parameters(self.norm, h * V)
         return self.layers * layer
 
-    def paper_flops(self) -> float:
+    def paper_flops(self, n: int | None = None) -> float:
         """Forward FLOPs of `paper_scope`: L (10 n d^2 + 4 n^2 d), all rows, unskipped scores.
 
-        n is `static_max`: the events' tokens and one candidate.
+        n tokens; None = `static_max`: the events' tokens and one candidate.
         """
         Q, V = self.head_widths
-        n, d, h = self.static_max(), self.width, self.heads
+        n, d, h = n or self.static_max(), self.width, self.heads
         linear = 2 * n * d * h * (2 * V + 2 * Q) + 2 * n * h * V * d
         return float(self.layers * (linear + 2 * n**2 * h * (Q + V)))
 
 
 _CHOICES = {
-    "tokens": ("merged", "interleaved"),
+    "tokens": linear_tokens.LAYOUTS,
     "context": ("prefix", "none"),
-    "attn_norm": ("static_max", "valid_len", "const"),
-    "position_init": ("normal", "recency"),
-    "proj_activation": ("uvqk", "u"),
+    "attn_norm": pointwise_attention.NORMALIZERS,
+    "rab_query_time": ("own", "next"),
+    "position_init": relative_bias.POSITION_INITS,
+    "proj_activation": pointwise_attention.ACTIVATIONS,
     "token_norm": (*norms.KINDS, "sqrt_width"),
     "output_norm": norms.KINDS,
     "init": INITS,
     "implementation": (None, *hstu_attention.IMPLEMENTATIONS),
 }
 
-# Sizes of the paper's public experiments; P = 211 as in the research code.
-_PAPER = dict(
-    tokens="merged",
-    context="none",
-    init="research",
-    token_norm="sqrt_width",
-    dropout=0.2,
-    positions=211,
-)
-HSTU_ML1M = Config(history=200, layers=2, width=50, heads=1, **_PAPER)
+# Sizes of the paper's public experiments, as its research code has them, with P = N + 11.
+_PUBLIC = dict(context="none", init="research", token_norm="sqrt_width", dropout=0.2)
+HSTU_ML1M = Config(history=200, layers=2, width=50, heads=1, positions=211, **_PUBLIC)
 HSTU_ML1M_LARGE = dataclasses.replace(HSTU_ML1M, layers=8, heads=2)
 HSTU_ML20M_LARGE = dataclasses.replace(HSTU_ML1M, layers=16, width=256, heads=8)
+HSTU_BOOKS_LARGE = dataclasses.replace(
+    HSTU_ML20M_LARGE, history=50, width=64, dropout=0.5, positions=61
+)
 
-
-def recency(per_event: int) -> nn.initializers.Initializer:
-    """2 exp(-distance / 3) over a table of relative positions, distance in events."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        distance = jnp.abs(jnp.arange(shape[0]) - shape[0] // 2) / per_event
-        return (2 * jnp.exp(-distance / 3)).astype(dtype)
-
-    return init
+_CODE = "research code, HSTU encoder, P = 211"
+PAPER = papers.Paper(
+    title="Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for "
+    "Generative Recommendations",
+    arxiv="2402.17152",
+    evidence="a copy of the paper's text, and Meta's public code, which agrees with its layer and "
+    "decides what the text leaves open",
+    sizes={
+        "HSTU_ML1M": papers.Size(config=HSTU_ML1M),
+        "HSTU_ML1M_LARGE": papers.Size(config=HSTU_ML1M_LARGE),
+        "HSTU_ML20M_LARGE": papers.Size(config=HSTU_ML20M_LARGE),
+        "HSTU_BOOKS_LARGE": papers.Size(config=HSTU_BOOKS_LARGE),
+    },
+    figures=(
+        papers.Figure(
+            what="encoder parameters, ML-1M",
+            printed=26_200,
+            ours=lambda: HSTU_ML1M.paper_params(),
+            where=_CODE,
+        ),
+        papers.Figure(
+            what="encoder parameters, ML-1M large",
+            printed=104_800,
+            ours=lambda: HSTU_ML1M_LARGE.paper_params(),
+            where=_CODE,
+        ),
+        papers.Figure(
+            what="events kept of 4096 by stochastic length, alpha 1.6",
+            printed=776,
+            ours=lambda: stochastic_length.kept(1.6, 4096),
+            where="Stochastic Length",
+        ),
+    ),
+    leaves_open=(
+        ("which N divides the attention", "the static maximum; never the batch's"),
+        ("candidates' own features", "a linear map of them is added to the candidate's token"),
+        ("positions after stochastic length", "those of the kept subsequence"),
+        ("how the user's features enter", "a causal prefix of one token each (DLRM-v3)"),
+    ),
+    deviations=(
+        (
+            "a query's time in rab is its own; the research code takes the next token's",
+            "in a window that would tell an earlier candidate of a later event; "
+            "rab_query_time='next' is the code's, for candidates of one time",
+        ),
+        ("an event is one token by default", "half the length, as DLRM-v3; 'interleaved' is there"),
+        ("one small MLP per task for a multi-task mixture of experts", "its sizes are not printed"),
+        ("ranking only", "no retrieval head, no sampled softmax, no slow features in the stream"),
+        ("stochastic length masks", "static shapes: it regularises, but saves no compute"),
+    ),
+)
 
 
 class Layer(nn.Module):
     """X_out = dropout(LN(A V) * U) W2 + b2 + X; U, V, Q, K = Split(SiLU(LN(X) W1)) (eqs. 1-3).
 
-    Called with x [R, N, D] in `dtype`, its Tokens, the normalizer (a number or [R, N]) and the
-    number of rows to compute, counted from the end; returns [R, rows, D].
+    Called with x [R, N, D] in `dtype`, a mask of `masks_of` and the normalizer (a number or
+    [R, N]); returns [R, rows, D], the rows of the mask's queries, which are the last ones of x.
     Parameters, float32: w1 [D, h (2 dv + 2 dqk)], w2 kernel [h dv, D] and bias [D],
     position_bias [2P - 1], time_bias [129], and the norms' where affine.
     """
@@ -199,40 +256,40 @@ class Layer(nn.Module):
     def __call__(
         self,
         x_rnd: jax.Array,
-        tokens: Tokens,
+        mask: tuple[Tokens, Tokens, MaskRule],
         normalizer: float | jax.Array,
-        rows: int,
         *,
         train: bool,
     ) -> jax.Array:
         c = self.config
         R, N, D = x_rnd.shape
+        rows = mask[0].segment.shape[1]
         Q, V = c.head_widths
-        # Rows that nobody reads after this layer need keys and values only.
-        tail = slice(N - rows, N)
         h_rnd = x_rnd
         if c.norm_place == "pre":
             h_rnd = norms.Norm(c.norm, c.norm_affine, name="input_norm")(x_rnd)
         w1_init, w2_init = self._initializers()
-        sizes = [c.heads * V, c.heads * V, c.heads * Q, c.heads * Q]
-        w1 = self.param("w1", w1_init, (D, sum(sizes)), jnp.float32).astype(c.dtype)
-        u_rnf, v_rmf, q_rnf, k_rmf = self._project(h_rnd, w1, sizes, tail)
-        heads = lambda x_rnf: x_rnf.reshape(*x_rnf.shape[:2], c.heads, -1)
-        if jnp.ndim(normalizer):
-            normalizer = normalizer[:, tail]
-        a_rnhv = hstu_attention.hstu_attention(
-            *(heads(q_rnf), heads(k_rmf), heads(v_rmf)),
-            *(sequence.last(tokens, rows), tokens, RULE),
-            normalizer=normalizer,
+        width = sum(pointwise_attention.widths(c.heads, Q, V))
+        u_rnf, a_rnf = pointwise_attention.attend(
+            h_rnd,
+            self.param("w1", w1_init, (D, width), jnp.float32).astype(c.dtype),
+            mask,
+            **{"heads": c.heads, "qk": Q, "v": V, "normalizer": normalizer},
             scale=1.0 if c.qk_scale is None else c.qk_scale,
-            bias=self._bias(),
+            activation=c.proj_activation,
+            relative=relative_bias.tables(
+                self.param,
+                positions=self.positions if c.position_bias else None,
+                time=self.time_bias,
+                position_init=c.position_init,
+                per_event=c.per_event,
+            ),
             implementation=c.implementation,
         )
-        a_rnf = a_rnhv.reshape(R, rows, c.heads * V)
         y_rnf = norms.Norm(c.norm, c.norm_affine, name="attention_norm")(a_rnf) * u_rnf
         y_rnf = nn.Dropout(c.dropout, deterministic=not train)(y_rnf)
         w2 = nn.Dense(D, dtype=c.dtype, kernel_init=w2_init, name="w2")
-        y_rnd = w2(y_rnf.reshape(R * rows, -1)).reshape(R, rows, D) + x_rnd[:, tail]
+        y_rnd = w2(y_rnf.reshape(R * rows, -1)).reshape(R, rows, D) + x_rnd[:, N - rows :]
         if c.norm_place == "post":
             y_rnd = norms.Norm(c.norm, c.norm_affine, name="output_norm")(y_rnd)
         return y_rnd
@@ -243,41 +300,25 @@ class Layer(nn.Module):
             return nn.initializers.normal(0.02), initializers.kernel("xavier")
         return initializers.kernel(c.init), initializers.kernel(c.init, residual_layers=c.layers)
 
-    def _project(
-        self, h_rnd: jax.Array, w1: jax.Array, sizes: list[int], tail: slice
-    ) -> tuple[jax.Array, ...]:
-        """u and q of the rows in `tail`, v and k of all."""
-        # Rows as one axis: a little faster on a CPU than a product with three axes.
-        project = lambda x, w: (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:2], -1)
-        cuts = [sum(sizes[:i]) for i in (1, 2, 3)]
-        every = self.config.proj_activation == "uvqk"
-        act = nn.silu if every else lambda x: x
-        if tail.start:
-            w_u, w_v, w_q, w_k = jnp.split(w1, cuts, axis=-1)
-            h_tail = h_rnd[:, tail]
-            u, q = project(h_tail, w_u), act(project(h_tail, w_q))
-            return nn.silu(u), act(project(h_rnd, w_v)), q, act(project(h_rnd, w_k))
-        u, v, q, k = jnp.split(act(project(h_rnd, w1)), cuts, axis=-1)
-        return (u if every else nn.silu(u)), v, q, k
 
-    def _bias(self) -> hstu_attention.RelativeBias | None:
-        c, position, time = self.config, None, None
-        normal = nn.initializers.normal(0.02)
-        if c.position_bias:
-            init = recency(c.per_event) if c.position_init == "recency" else normal
-            position = self.param("position_bias", init, (2 * self.positions - 1,), jnp.float32)
-        if self.time_bias:
-            time = self.param("time_bias", normal, (hstu_attention.TIME_BUCKETS,), jnp.float32)
-        if position is None and time is None:
-            return None
-        return hstu_attention.RelativeBias(position=position, time=time)
+def masks_of(config: Config, features: Features) -> dict[str, tuple[Tokens, Tokens, MaskRule]]:
+    """{title: (queries, keys, rule)}: which token reads which, in the order of the layers."""
+    tokens = sequence.tokens(
+        features,
+        context=sequence.context_tokens(features, config.context),
+        per_event=config.per_event,
+    )
+    queries = sequence.next_times(tokens) if config.rab_query_time == "next" else tokens
+    N, C = tokens.segment.shape[1], features.candidate_sample.shape[1]
+    rows = C if config.prune_last else N
+    return sequence.layer_masks(queries, tokens, RULE, layers=config.layers, rows=rows)
 
 
 class HSTU(nn.Module):
-    """Features -> (logits float32 [R, C, K], {}). Takes windows, unless attn_norm="valid_len".
+    """Features -> (logits float32 [R, C, K], {}). Takes windows, with the two exceptions below.
 
-    Raises ValueError for windows with "valid_len", for a schema without item features, and for
-    interleaved tokens without event features.
+    Raises ValueError for windows with attn_norm="valid_len" or rab_query_time="next", for a schema
+    without item features, and for interleaved tokens without event features.
     """
 
     config: Config
@@ -287,75 +328,45 @@ class HSTU(nn.Module):
     def __call__(
         self, features: Features, *, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        c, schema = self.config, features.schema
-        if c.attn_norm == "valid_len":
-            features.require_one_time("hstu with attn_norm='valid_len'")
-        C = features.candidate_sample.shape[1]
-        context = len(schema.user) if c.context == "prefix" else 0
-        tokens = sequence.tokens(features, context=context, per_event=c.per_event)
-        x_rnd = self._embed(features, context)
-        normalizer = self._normalizer(tokens, context)
+        c = self.config
+        for field, value in (("attn_norm", "valid_len"), ("rab_query_time", "next")):
+            if getattr(c, field) == value:
+                features.require_one_time(f"hstu with {field}={value!r}")
+        if train and c.stochastic_length is not None:
+            features = stochastic_length.subsample(
+                features, self.make_rng("dropout"), alpha=c.stochastic_length, longest=c.history
+            )
+        C, context = (
+            features.candidate_sample.shape[1],
+            sequence.context_tokens(features, c.context),
+        )
+        *before, last = masks_of(c, features).values()
+        x_rnd = self._embed(features)
+        normalizer = pointwise_attention.normalizer(
+            c.attn_norm, last[1], static_max=c.static_max(context), constant=c.norm_constant
+        )
         for layer in range(c.layers):
             block = Layer(
                 c,
                 c.positions or c.static_max(context),
-                c.time_bias and schema.time_exact,
+                c.time_bias and features.schema.time_exact,
                 name=f"layer_{layer}",
             )
-            rows = C if c.prune_last and layer == c.layers - 1 else x_rnd.shape[1]
-            x_rnd = block(x_rnd, tokens, normalizer, rows, train=train)
+            mask = before[0] if before and layer < c.layers - 1 else last
+            x_rnd = block(x_rnd, mask, normalizer, train=train)
         x_rcd = norms.Norm(c.output_norm, name="output_norm")(x_rnd[:, x_rnd.shape[1] - C :])
         head = task_heads.MLP(c.tasks, c.head_hidden or c.width, name="head")
         return head(x_rcd), {}
 
-    def _normalizer(self, tokens: Tokens, context: int) -> float | jax.Array:
+    def _embed(self, features: Features) -> jax.Array:
+        """The stream [context | history | candidates], [R, N, D]."""
         c = self.config
-        if c.attn_norm == "static_max":
-            return float(c.static_max(context))
-        if c.attn_norm == "const":
-            return c.norm_constant
-        read = (tokens.role == batch.CONTEXT) | (tokens.role == batch.HISTORY)
-        same_rnm = tokens.segment[:, :, None] == tokens.segment[:, None, :]
-        return 1.0 + jnp.sum(same_rnm & read[:, None, :], axis=-1)
-
-    def _embed(self, features: Features, context: int) -> jax.Array:
-        """The stream [context | history | candidates], [R, N, D].
-
-        A candidate has its item's content, as an event has, and its own context features, but no
-        event feature: what the user does with it is the label.
-        """
-        c, schema = self.config, features.schema
-        names = {side: [f.name for f in schema.of(side)] for side in ("item", "event", "context")}
-        if not names["item"]:
-            raise ValueError("hstu: the schema has no item feature, of which a token is made")
-        if c.tokens == "interleaved" and not names["event"]:
-            raise ValueError("hstu: tokens='interleaved' needs event features, the schema has none")
-
-        def dense(name: str, bias: bool = True) -> nn.Dense:
-            init = initializers.kernel("lecun")
-            return nn.Dense(c.width, use_bias=bias, dtype=c.dtype, kernel_init=init, name=name)
-
-        content = dense("content")
-        history_rsd = content(sequence.concat(features.history, names["item"], c.dtype))
-        candidate_rcd = content(sequence.concat(features.candidate, names["item"], c.dtype))
-        if names["event"]:
-            event = sequence.concat(features.history, names["event"], c.dtype)
-            event_rsd = dense("event", bias=c.tokens == "interleaved")(event)
-            if c.tokens == "interleaved":
-                history_rsd = sequence.interleave(history_rsd, event_rsd)
-            else:
-                history_rsd += event_rsd
-        if names["context"]:
-            own = sequence.concat(features.candidate, names["context"], c.dtype)
-            candidate_rcd += dense("candidate_context", bias=False)(own)
-        parts = [history_rsd, candidate_rcd]
-        if context:
-            users = [
-                dense(f"context_{f.name}")(features.user[f.name].astype(c.dtype))
-                for f in schema.user
-            ]
-            parts = [sequence.interleave(*users), *parts]
-        x_rnd = jnp.concatenate(parts, axis=1)
+        x_rnd = linear_tokens.embed(
+            features,
+            **{"where": "hstu", "width": c.width, "dtype": c.dtype},
+            layout=c.tokens,
+            context=c.context == "prefix",
+        )
         if c.token_norm == "sqrt_width":
             return x_rnd * c.width**0.5
         return norms.Norm(c.token_norm, name="token_norm")(x_rnd)

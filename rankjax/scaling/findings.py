@@ -14,12 +14,21 @@ from scipy import stats
 from rankjax.scaling import fit, slopes
 
 METRICS = ("ne", "auc")
-SIZE = ["architecture", "tokens", "layers", "width"]
+SIZE = ["architecture", *slopes.SIZE_COLUMNS]
 REQUIRED = ("trial", "stage", "architecture", "axis", "seed", "training_flops", "test_ne")
 NUMBERS = (
     *("axis_value", "size", "samples", "steps", "batch", "seed", "learning_rate", "padding_share"),
     *("table_learning_rate", "embedding_std", "dense_params", "embedding_params", "tokens"),
-    *("layers", "width", "flops", "flops_valid", "training_flops", "paper_params", "paper_flops"),
+    *(
+        "history",
+        "layers",
+        "width",
+        "flops",
+        "flops_valid",
+        "training_flops",
+        "paper_params",
+        "paper_flops",
+    ),
     *("oracle_ne", "test_ne", "test_auc", "test_request_auc", "validation_ne", "validation_auc"),
 )
 TEXT = ("trial", "stage", "architecture", "ladder", "axis", "config", "paper_scope")

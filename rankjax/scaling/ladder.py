@@ -42,6 +42,16 @@ def architecture_of(config: Any) -> str:
     )
 
 
+def identity(config: Any) -> dict[str, Any]:
+    """The Config's fields, without those that are newer than published studies and at their
+    defaults, so that a trial keeps its id. A Config names them: `newer: ClassVar[tuple[str, ...]]`.
+    """
+    fields = dataclasses.asdict(config)
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    newer = getattr(type(config), "newer", ())
+    return {k: v for k, v in fields.items() if k not in newer or v != defaults[k]}
+
+
 def along(base: Any, **values: tuple[int, ...]) -> Ladder:
     """The ladder that varies one field of `base`: along(config, width=(16, 32, 64)).
 

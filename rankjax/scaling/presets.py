@@ -4,16 +4,14 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from rankjax import optim, train
+from rankjax import models, optim, train
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
 from rankjax.scaling import ladder, study
 
-SEQUENCE = ("hstu",)  # architectures that take window samples
-
 # Sizes that train in seconds to minutes on CPU cores; sizes of the papers are constants of the
-# models' own files.
+# models' own files. An architecture without an entry has the sizes of its `Config()`.
 SMALL = {
     "dlrm_mlp": dlrm.Config(layers=2, width=32, pooling=("mean",)),
     "dcnv2_din": dcnv2.Config(
@@ -29,6 +27,7 @@ SMALL = {
     ),
     "hstu": hstu.Config(history=50, layers=2, width=16, heads=2, position_init="recency"),
 }
+# Without an entry: the small size's own value of every axis that has one, and its doublings.
 LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
     "dlrm_mlp": {"width": (8, 32, 128, 512)},
     "dcnv2_din": {"width": (8, 32, 128, 512)},
@@ -56,12 +55,26 @@ def model(architecture: str, tasks: int, **sizes: Any) -> Any:
     Raises:
       ValueError: unknown architecture, or a size that it refuses.
     """
-    if architecture not in SMALL:
-        raise ValueError(f"model: found {architecture!r}, expected one of {sorted(SMALL)}")
-    base = SMALL[architecture]
+    if architecture not in models.MODELS:
+        raise ValueError(f"model: found {architecture!r}, expected one of {sorted(models.MODELS)}")
+    base = SMALL.get(architecture) or config_type(architecture)()
     fields = dataclasses.asdict(base)
     given = {k: v for k, v in sizes.items() if v is not None and k in fields}
     return dataclasses.replace(base, tasks=tasks, **given)
+
+
+def config_type(architecture: str) -> type:
+    """The Config class of a key of MODELS."""
+    return models.MODELS[architecture].__dataclass_fields__["config"].type
+
+
+def axes_of(architecture: str) -> dict[str, tuple[int, ...]]:
+    """{field: its sizes} of every axis: LADDERS, or x 1, 2 and 4 of the small size."""
+    if architecture in LADDERS:
+        return LADDERS[architecture]
+    base = model(architecture, tasks=1)
+    found = {f: dataclasses.asdict(base)[f] for f in type(base).axes.values()}
+    return {f: (x, 2 * x, 4 * x) for f, x in found.items() if x is not None}
 
 
 def ladders(
@@ -70,10 +83,14 @@ def ladders(
     axes: dict[str, tuple[int, ...]] | None = None,
     **sizes: Any,
 ) -> tuple[ladder.Ladder, ...]:
-    """One ladder for each field of `axes` (default: LADDERS) around `model(...)`."""
+    """One ladder for each field of `axes` (default: `axes_of`) around `model(...)`."""
     base = model(architecture, tasks, **sizes)
-    wanted = LADDERS[architecture] if axes is None else axes
+    wanted = axes_of(architecture) if axes is None else axes
     return tuple(ladder.along(base, **{field: values}) for field, values in wanted.items())
+
+
+def takes_windows(architecture: str) -> bool:
+    return models.MODELS[architecture].windows
 
 
 def world(size: str = "small", impressions: int | None = None, seed: int = 0) -> synthetic.World:
@@ -99,25 +116,24 @@ def study_of(
     fields: dict[str, dict[str, Any]] | None = None,
     **settings: Any,
 ) -> study.Study:
-    """A study of these architectures on a log, along every axis of LADDERS (or of `axes`).
+    """A study of these architectures on a log, along every axis (or along those of `axes`).
 
     fields: {architecture: fields of its Config} in place of those of SMALL.
     windows: sequence models take windows and the others single impressions (logs without
     requests); else all take requests. `settings` are fields of study.Study.
     """
-    unknown = sorted(set(architectures) - set(LADDERS))
-    if unknown:
-        raise ValueError(f"study: found architectures {unknown}, expected some of {list(LADDERS)}")
-    axes = LADDERS if axes is None else axes
+    if unknown := sorted(set(architectures) - set(models.MODELS)):
+        known = list(models.MODELS)
+        raise ValueError(f"study: found architectures {unknown}, expected some of {known}")
     sizes = {"history": history}
     if windows:  # a window's own events stand behind the history
         sizes["realtime"] = settings.get("max_realtime", study.Study.max_realtime)
     found: tuple[ladder.Ladder, ...] = ()
     for name in architectures:
         own = {**sizes, **(fields or {}).get(name, {})}
-        found += ladders(name, len(log.schema.tasks), axes[name], **own)
+        found += ladders(name, len(log.schema.tasks), (axes or {}).get(name), **own)
     organisations = tuple(
-        (name, ("window" if name in SEQUENCE else "impression") if windows else "request")
+        (name, ("window" if takes_windows(name) else "impression") if windows else "request")
         for name in architectures
     )
     return study.Study(

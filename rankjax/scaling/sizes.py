@@ -38,6 +38,7 @@ def columns(
         "dense_params": dense_params(config, schema, training.tables.width),
         "embedding_params": embedding.count(schema, training.tables),
         "tokens": fields.get(axes.get("T", axes.get("S", ""))),
+        "history": fields.get(axes.get("S", "")),
         "layers": fields.get(axes.get("L", "")),
         "width": fields.get(axes.get("D", "")),
         "flops": 3 * float(per_sample(tuple(padded)).sum()) / valid,
@@ -67,16 +68,17 @@ def forward_flops(
     unit, breaks = config.history_pieces() if hasattr(config, "history_pieces") else (1, ())
 
     def count(history: int, candidates: int) -> float:
-        counted = _forward_count(config, schema, width, one_time, history, candidates)
+        counted = forward_count(config, schema, width, one_time, history, candidates)
         return getattr(counted, part)
 
     return flops.Piecewise.fit(count, unit=unit, breaks=breaks)
 
 
 @functools.lru_cache(maxsize=4096)
-def _forward_count(
+def forward_count(
     config: Any, schema: Schema, width: int, one_time: bool, history: int, candidates: int
 ) -> flops.Flops:
+    """Forward FLOPs of one sample with these lengths; see `forward_flops`."""
     if "implementation" in dataclasses.asdict(config):
         config = dataclasses.replace(config, implementation="reference")
     model = models.MODELS[ladder.architecture_of(config)](config)

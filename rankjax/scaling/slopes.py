@@ -14,7 +14,7 @@ from scipy import stats
 
 from rankjax.scaling import fit, support
 
-SIZE_COLUMNS = ("tokens", "layers", "width")
+SIZE_COLUMNS = ("tokens", "history", "layers", "width")
 BENT = 0.05  # level of the test against a straight line
 
 
@@ -350,6 +350,10 @@ def _codes(rows: polars.DataFrame, columns) -> np.ndarray:
 
 
 def _moved_column(own: polars.DataFrame, axis: str) -> str:
+    """The size column of an axis. Tables of before there was a column "history" hold S under
+    "tokens", as newer ones do for architectures without feature tokens."""
+    if axis == "S" and "history" in own.columns and own["history"].null_count() == 0:
+        return "history"
     return {"L": "layers", "D": "width"}.get(axis, "tokens")
 
 

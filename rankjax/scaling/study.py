@@ -112,7 +112,7 @@ class Study:
         for key in ("checkpoint_seconds", "log_every"):
             del described["training"][key]
         for entry, one in zip(described["ladders"], self.ladders):
-            entry["configs"] = [dataclasses.asdict(c) for c in one.configs]
+            entry["configs"] = [ladder.identity(c) for c in one.configs]
         return json.loads(json.dumps(described))
 
 

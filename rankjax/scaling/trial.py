@@ -40,7 +40,7 @@ class Trial:
             del training[key]
         return {
             "architecture": self.architecture,
-            "model": dataclasses.asdict(self.model),
+            "model": ladder.identity(self.model),
             "training": training,
             "samples": dataclasses.asdict(self.samples),
             "budget": self.budget,

@@ -1,5 +1,7 @@
 """Per-token layers against a loop over tokens in float64 NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from rankjax.layers import per_token
 from tests import builders
 from tests.references import rankmixer as reference
+from tests.references import tokenmixer_large
 
 
 def test_dense_is_one_layer_per_token():
@@ -30,6 +33,42 @@ def test_feed_forward_is_the_references():
         want = reference.feed_forward(x_tnd[:, n].astype(float), p)
         np.testing.assert_allclose(got[:, n], want, atol=1e-5)
     assert builders.count(params) == 2 * (2 * 3 * 4 * 4 + 3 * 4 + 4)
+
+
+def test_swiglu_is_the_references():
+    rng = np.random.default_rng(0)
+    ffn, x_tnd = per_token.SwiGLU(6), rng.normal(size=(2, 5, 4)).astype("f4")
+    params = builders.moved(ffn.init(jax.random.key(0), x_tnd)["params"], rng)
+    p = builders.float64(params)
+    got = ffn.apply({"params": params}, x_tnd)
+    for t, n in np.ndindex(2, 5):
+        want = tokenmixer_large.swiglu(x_tnd[t, n].astype(float), p, t)
+        np.testing.assert_allclose(got[t, n], want, atol=1e-5)
+    assert builders.count(params) == 2 * (3 * 4 * 6 + 2 * 6 + 4)
+
+
+def test_a_part_of_tokens_and_columns_is_that_part_of_the_whole():
+    rng = np.random.default_rng(0)
+    x_tnd = rng.normal(size=(4, 5, 8)).astype("f4")
+    whole, part = per_token.SwiGLU(6), per_token.SwiGLU(6, tokens=4)
+    params = builders.moved(whole.init(jax.random.key(0), x_tnd)["params"], rng)
+    want = whole.apply({"params": params}, x_tnd)[:2, :, :3]
+    np.testing.assert_allclose(part.apply({"params": params}, x_tnd[:2], 3), want, atol=1e-6)
+    init = functools.partial(part.init, first=3)
+    shapes = jax.eval_shape(init, jax.random.key(0), x_tnd[:2])["params"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
+
+
+def test_only_what_writes_to_the_residual_starts_smaller():
+    x_tnd = jnp.ones((2, 3, 4))
+
+    def initial(name):
+        return per_token.SwiGLU(6, "float32", name, 8).init(jax.random.key(0), x_tnd)["params"]
+
+    small, lecun = initial("small_residual"), initial("lecun")
+    for name, divisor in (("gate", 1), ("up", 1), ("down", 4)):
+        want = lecun[name]["kernel"] / divisor
+        np.testing.assert_allclose(small[name]["kernel"], want, rtol=1e-6)
 
 
 def test_computes_in_dtype_with_float32_parameters():

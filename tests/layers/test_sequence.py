@@ -8,6 +8,7 @@ import pytest
 
 from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD
 from rankjax.layers import sequence
+from rankjax.masks import MaskRule
 from tests import builders
 
 
@@ -66,3 +67,33 @@ def test_interleave():
 def test_concat_keeps_the_order_of_names():
     values = {"a": jnp.ones((1, 1, 2)), "b": jnp.zeros((1, 1, 1))}
     assert sequence.concat(values, ["b", "a"], "float32").tolist() == [[[0, 1, 1]]]
+
+
+def test_lengths_count_the_samples_own_context_and_events():
+    t = sequence.tokens(row(), context=2)
+    read = np.asarray(t.role[0]) != PAD
+    assert sequence.lengths(t)[0][read].tolist() == [5, 5, 3, 3, 5, 5, 5, 3, 5, 5, 3]
+    assert sequence.context_tokens(row(), "prefix") == 2
+    assert sequence.context_tokens(row(), "none") == 0
+
+
+@pytest.mark.parametrize("per_event", [1, 2])
+def test_a_query_may_have_the_next_tokens_time(per_event):
+    one = dataclasses.replace(row(), candidate_time=jnp.asarray([[7, 7, 0, 8]]))
+    t = sequence.tokens(one, context=2, per_event=per_event)
+    got = sequence.next_times(t)
+    read = np.asarray(t.role[0]) >= HISTORY
+    # The hole between the samples is no next token; the newest event has the candidates' time.
+    want = [-5, 2, 7, 8] if per_event == 1 else [-9, -5, -5, 2, 2, 7, -1, 8]
+    assert got.bias_time[0][read].tolist() == [*want, 7, 7, 8]
+    assert got.time is t.time
+
+
+def test_layer_masks():
+    t, rule = sequence.tokens(row(), context=2), MaskRule()
+    whole = sequence.layer_masks(t, t, rule, layers=3, rows=14)
+    assert list(whole) == ["all layers"] and whole["all layers"] == (t, t, rule)
+    pruned = sequence.layer_masks(t, t, rule, layers=3, rows=4)
+    assert list(pruned) == ["layers before the last", "last layer"]
+    assert pruned["last layer"][0].segment.shape == (1, 4) and pruned["last layer"][1] is t
+    assert list(sequence.layer_masks(t, t, rule, layers=1, rows=4)) == ["last layer"]

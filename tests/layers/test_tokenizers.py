@@ -23,11 +23,11 @@ def made(rng):
     ]
 
 
-def run(kind, tokens, hidden=0, dtype="float32"):
+def run(kind, tokens, hidden=0, dtype="float32", dense_tokens=0):
     """The inputs [R * C, W] by name, float64 parameters, and the tokens [T, R * C, D]."""
     rng = np.random.default_rng(0)
     inputs = made(rng)
-    module = tokenizers.Tokenizer(kind, tokens, D, hidden, dtype=dtype)
+    module = tokenizers.Tokenizer(kind, tokens, D, hidden, dtype=dtype, dense_tokens=dense_tokens)
     params = builders.moved(module.init(jax.random.key(0), inputs)["params"], rng)
     x = {i.name: np.asarray(i.value, np.float64).reshape(6, -1) for i in inputs}
     return x, builders.float64(params), module.apply({"params": params}, inputs)
@@ -38,6 +38,55 @@ def test_per_feature():
     want = np.stack([din.dense(x[name], p[name]) for name in x])
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert builders.count(p) == (4 + 1 + 4 + 2) * D + 4 * D
+
+
+def two_dense(rng):
+    """As `made`, with a second dense input before the history."""
+    x = jnp.asarray(rng.normal(size=(2, 3, 1)), jnp.float32)
+    return [*made(rng)[:3], Input("candidate.price", "item", x), made(rng)[3]]
+
+
+@pytest.mark.parametrize("n_d", [1, 3])
+def test_per_feature_with_tokens_of_all_dense_inputs_together(n_d):
+    rng = np.random.default_rng(0)
+    inputs = two_dense(rng)
+    module = tokenizers.Tokenizer("per_feature", 3 + n_d, D, dense_tokens=n_d)
+    params = builders.moved(module.init(jax.random.key(0), inputs)["params"], rng)
+    p, got = builders.float64(params), module.apply({"params": params}, inputs)
+    x = {i.name: np.asarray(i.value, float).reshape(6, -1) for i in inputs}
+    wide = ("user.age", "candidate.item", "history_mean.item")
+    for t, name in enumerate(wide):
+        np.testing.assert_allclose(got[t], din.dense(x[name], p[name]), atol=1e-5)
+    dense = np.concatenate([x["user.spend"], x["candidate.price"]], axis=1)
+    want = din.dense(dense, p["dense"]).reshape(6, n_d, D).swapaxes(0, 1)
+    np.testing.assert_allclose(got[3:], want, atol=1e-5)
+    assert builders.count(p) == (4 + 4 + 2) * D + 3 * D + n_d * (2 * D + D)
+
+
+def test_dense_tokens_are_counted_where_there_are_dense_inputs():
+    inputs = two_dense(np.random.default_rng(0))
+    assert tokenizers.count("per_feature", inputs, None, 4) == 3 + 4
+    assert tokenizers.count("per_feature", inputs, None, 0) == 5
+    wide, dense = tokenizers.split_dense(inputs)
+    assert [x.name for x in dense] == ["user.spend", "candidate.price"]
+    assert tokenizers.count("per_feature", wide, None, 4) == 3
+    assert tokenizers.count("group", inputs, None, 4) == 3
+    with pytest.raises(ValueError, match=r"tokens=5, but tokenizer='per_feature' makes 7 tokens"):
+        tokenizers.count("per_feature", inputs, 5, 4)
+    module = tokenizers.Tokenizer("per_feature", None, D, dense_tokens=4)
+    got, variables = module.init_with_output(jax.random.key(0), wide)
+    assert got.shape == (3, 6, D) and "dense" not in variables["params"]
+
+
+def test_task_tokens_stand_before_the_others_and_are_all_candidates():
+    rng = np.random.default_rng(0)
+    x_tnd, module = rng.normal(size=(3, 5, D)).astype("f4"), tokenizers.TaskTokens(2)
+    params = builders.moved(module.init(jax.random.key(0), x_tnd)["params"], rng)
+    got = module.apply({"params": params}, x_tnd)
+    np.testing.assert_array_equal(got[2:], x_tnd)
+    for n in range(5):
+        np.testing.assert_array_equal(got[:2, n], params["tokens"])
+    assert module.apply({"params": params}, x_tnd.astype("bfloat16")).dtype == jnp.bfloat16
 
 
 GROUPS = {

@@ -11,18 +11,51 @@ from flax import linen as nn
 from rankjax import embedding, evaluate, models
 from rankjax.batch import Batch, pack
 from rankjax.data import event_log, loader, samples
-from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from rankjax.models import (
+    autoint,
+    dcnv2,
+    din,
+    dlrm,
+    dlrm_v3,
+    grab,
+    hhft,
+    hiformer,
+    hstu,
+    mtgr,
+    onetrans,
+    rankmixer,
+    tokenmixer_large,
+    transformer,
+    wukong,
+)
 from tests import tiny
 
 S, C, R = 10, 4, 6
 NOON = 3 * 86400 // 2  # of the second day of tiny's log
 CONFIGS = {
     "dlrm_mlp": dlrm.Config(layers=2, width=8, tasks=2, pooling=("mean", "target")),
+    "dlrm": dlrm.DotConfig(layers=2, width=6, expansion=2, tasks=2, pooling=("mean", "target")),
     "dcnv2_din": dcnv2.Config(layers=2, width=8, tasks=2),
+    "din": din.Config(layers=2, width=8, tasks=2),
+    "autoint": autoint.Config(layers=2, width=8, tasks=2, pooling=("mean", "target")),
+    "wukong": wukong.Config(layers=2, width=8, rank=4, hidden=8, attentive=True, tasks=2),
+    "transformer": transformer.Config(layers=2, width=8, heads=2, expansion=2, tasks=2),
+    "heteroatt": hiformer.HeteroAttConfig(layers=2, width=8, heads=2, expansion=2, tasks=2),
+    "hiformer": hiformer.HiformerConfig(
+        layers=2, width=8, heads=2, expansion=2, rank_value=6, tasks=2, pooling=("mean", "target")
+    ),
+    "hhft": hhft.Config(width=8, heads=2, virtual_tokens=4, tower=(8,), tasks=2),
     "rankmixer": rankmixer.Config(
         tokens=4, layers=2, width=8, expansion=2, tasks=2, pooling=("mean", "target")
     ),
+    "tokenmixer_large": tokenmixer_large.Config(layers=2, width=10, tasks=2),
+    "dlrm_v3": dlrm_v3.Config(history=16, layers=2, width=8, heads=2, time_buckets=30, tasks=2),
     "hstu": hstu.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
+    "mtgr": mtgr.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
+    "grab": grab.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
+    "onetrans": onetrans.Config(
+        history=16, tokens=4, layers=2, width=8, heads=2, expansion=2, tasks=2
+    ),
 }
 TABLES = embedding.TableConfig(width=4, init_std=0.3)
 EACH = pytest.mark.parametrize("name", sorted(CONFIGS))

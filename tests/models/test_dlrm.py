@@ -1,15 +1,16 @@
-"""DLRM-MLP against float64 NumPy, its parameter count, and the configurations that it refuses."""
+"""DLRM-MLP and DLRM against float64 NumPy, their parameter counts, and what they refuse."""
 
 import dataclasses
 import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rankjax.models import dlrm
-from tests import builders
+from tests import builders, interaction
 from tests.references import dlrm as reference
 
 SMALL = dlrm.Config(layers=3, width=8, tasks=2)
@@ -102,3 +103,141 @@ def test_windows_are_refused():
     features = builders.features(builders.batch(np.random.default_rng(0), one_time=False))
     with pytest.raises(ValueError, match=r"dlrm_mlp: .* different times"):
         dlrm.DLRMMLP(SMALL).init(jax.random.key(0), features, train=False)
+
+
+DOT = dlrm.DotConfig(layers=2, width=3, expansion=2, tasks=2)
+DENSE, VECTORS = 3, 7 + 1  # inputs of the tests' schema with the mean of the history
+DOT_VARIANTS = {
+    "as printed": {},
+    "layer, post, three layers at the bottom": {"norm": "layer", "bottom_layers": 3},
+    "rms, pre, one layer at the bottom": {"norm": "rms", "norm_place": "pre", "bottom_layers": 1},
+    "two poolings": {"pooling": ("mean", "target"), "layers": 1},
+}
+
+
+def dot_model(**change):
+    return dlrm.DLRMDot(dataclasses.replace(DOT, **change))
+
+
+def dot_referenced(config):
+    c = config
+    return lambda sample, p: reference.dot_logits(
+        *(sample, p, c.layers, c.bottom_layers, c.pooling, c.norm, c.norm_place)
+    )
+
+
+@pytest.mark.parametrize("kind", DOT_VARIANTS)
+def test_dot_logits_are_the_papers(kind):
+    rng = np.random.default_rng(1)
+    net = dot_model(**DOT_VARIANTS[kind])
+    params = interaction.drawn(net, rng)
+    interaction.assert_is(dot_referenced(net.config), net, params, builders.batch(rng))
+
+
+@pytest.mark.parametrize("kind", list(DOT_VARIANTS)[:2])
+def test_dot_gradients_are_the_references(kind):
+    rng = np.random.default_rng(2)
+    net = dot_model(**DOT_VARIANTS[kind], width=6)
+    interaction.check_gradients(dot_referenced(net.config), net, rng)
+
+
+@pytest.mark.parametrize(
+    ("norm", "bottom_layers"), [("none", 2), ("rms", 1), ("layer", 3), ("none", 1)]
+)
+def test_dot_parameter_count(norm, bottom_layers):
+    params = interaction.shapes(dot_model(norm=norm, bottom_layers=bottom_layers))
+    D, H, L, K, B, V = 3, 6, 2, 2, bottom_layers, VECTORS
+    affine = {"none": 0, "rms": 1, "layer": 2}[norm]
+    hidden = DENSE * H + H + (B - 2) * (H * H + H) + H * D + D
+    bottom = DENSE * D + D if B == 1 else hidden
+    assert builders.count(params["bottom"]) == bottom + affine * ((B - 1) * H + D)
+    top = (D + V * (V - 1) // 2) * H + H + (L - 1) * (H * H + H)
+    assert builders.count(params["top"]) == top + affine * L * H
+    assert builders.count(params["tokenizer"]) == (V - 1) * (4 * D + D)
+    parts = [params[name] for name in ("bottom", "top", "tokenizer")]
+    assert builders.count(params) == builders.count(parts) + H * K + K
+
+
+def test_dots_are_those_of_all_pairs():
+    x_vnd = np.random.default_rng(0).normal(size=(4, 2, 3)).astype("f4")
+    want = [[x_vnd[i, n] @ x_vnd[j, n] for i in range(4) for j in range(i + 1, 4)] for n in (0, 1)]
+    np.testing.assert_allclose(dlrm.dots(jnp.asarray(x_vnd)), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "tokens"), [("group", None), ("even_split", 4), ("auto_split", 3)]
+)
+def test_dot_with_every_tokenizer(tokenizer, tokens):
+    rng = np.random.default_rng(4)
+    net = dot_model(tokenizer=tokenizer, tokens=tokens)
+    params, batch = interaction.drawn(net, rng), builders.batch(rng)
+    logits = interaction.score(net, params, builders.features(batch))
+    packed = interaction.score(net, params, builders.packed(batch, 2)).reshape(logits.shape)
+    valid = batch.candidate_mask
+    assert np.unique(logits[valid]).size == 2 * valid.sum()
+    interaction.close(packed, logits, valid)
+
+
+def features_of(keep):
+    """Features of the schema's features for which keep(feature) holds."""
+    batch = builders.batch(np.random.default_rng(0))
+    kept = tuple(f for f in batch.schema.features if keep(f))
+    found = builders.features(batch)
+    return dataclasses.replace(found, schema=dataclasses.replace(batch.schema, features=kept))
+
+
+def test_dot_without_dense_features_reads_the_dots_alone():
+    init = functools.partial(dot_model().init, train=False)
+    features = features_of(lambda f: f.kind != "dense")
+    params = jax.eval_shape(init, jax.random.key(0), features)["params"]
+    assert "bottom" not in params
+    assert params["top"]["dense_0"]["kernel"].shape == (7 * 6 // 2, 6)
+
+
+def test_dot_refuses_a_schema_without_pairs():
+    init = functools.partial(dot_model().init, train=False)
+    with pytest.raises(ValueError, match="dlrm: the schema has no categorical feature"):
+        jax.eval_shape(init, jax.random.key(0), features_of(lambda f: f.kind == "dense"))
+    with pytest.raises(ValueError, match="dlrm: one vector, expected at least two"):
+        jax.eval_shape(init, jax.random.key(0), features_of(lambda f: f.name == "hour"))
+
+
+def test_dot_bfloat16_is_near_float32():
+    rng = np.random.default_rng(5)
+    net = dot_model(width=8)
+    features = builders.features(builders.batch(rng))
+    interaction.bfloat16_is_near(net, interaction.drawn(net, rng), features)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"layers": 0}, "layers=0"),
+        ({"width": 0}, "width=0"),
+        ({"expansion": 0}, "expansion=0"),
+        ({"bottom_layers": 0}, "bottom_layers=0"),
+        ({"tasks": 0}, "tasks=0"),
+        ({"tokenizer": "words"}, "tokenizer='words'"),
+        ({"tokenizer": "even_split"}, "tokens=None, expected a number"),
+        ({"tokenizer_hidden": -1}, "tokenizer_hidden=-1"),
+        ({"pooling": ()}, r"pooling=\(\)"),
+        ({"attention_activation": "relu"}, "attention_activation='relu'"),
+        ({"norm": "batch"}, "norm='batch'"),
+        ({"init": "he"}, "init='he'"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+    ],
+)
+def test_a_bad_dot_config_is_refused(change, match):
+    with pytest.raises(ValueError, match="dlrm.DotConfig: " + match):
+        dataclasses.replace(DOT, **change)
+
+
+def test_a_dot_config_goes_to_json_and_back():
+    assert dlrm.DotConfig(**json.loads(json.dumps(dataclasses.asdict(DOT)))) == DOT
+    assert DOT.paper_params() is None and DOT.paper_flops() is None
+
+
+def test_dot_refuses_windows():
+    features = builders.features(builders.batch(np.random.default_rng(0), one_time=False))
+    with pytest.raises(ValueError, match=r"dlrm: .* different times"):
+        dot_model().init(jax.random.key(0), features, train=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import pytest
 from rankjax import flops
 from rankjax.batch import pack
 from rankjax.models import hstu
-from tests import builders
+from tests import builders, finite_differences
 from tests.references import hstu as reference
 
+FIELDS = ("user", "history", "candidate")
 SMALL = hstu.Config(history=4, realtime=4, layers=2, width=8, heads=2, tasks=2)
 CONFIGS = {
     "merged": SMALL,
@@ -33,6 +35,8 @@ CONFIGS["RMS norms after the residual sum, no relative bias"] = dataclasses.repl
     **{"norm": "rms", "norm_place": "post", "norm_affine": True, "layers": 1},
     **{"position_bias": False, "time_bias": False, "implementation": "reference"},
 )
+# Programs this small run once: compiling them is what takes time, and this halves it.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LENGTHS, CANDIDATES = (5, 0, 3, 4), (4, 2, 1, 3)
 
 
@@ -60,15 +64,18 @@ def window(seed=0, time_exact=True, one_time=False):
     )
 
 
+NEXT = dataclasses.replace(SMALL, rab_query_time="next")
+
+
 @functools.cache
 def scorer(config):
-    return jax.jit(lambda p, f: hstu.HSTU(config).apply({"params": p}, f, train=False)[0])
+    return quick(lambda p, f: hstu.HSTU(config).apply({"params": p}, f, train=False)[0])
 
 
 @functools.cache
 def params_of(config, time_exact=True):
     """Random parameters off their initial values, else a forgotten bias or scale goes unseen."""
-    f = jax.eval_shape(lambda: builders.features(window(time_exact=time_exact)))
+    f = jax.eval_shape(lambda: builders.features(window(time_exact=time_exact, one_time=True)))
     init = functools.partial(hstu.HSTU(config).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), f)["params"]
     rng = np.random.default_rng(1)
@@ -86,8 +93,8 @@ def score(b, config=SMALL):
     return np.asarray(scorer(config)(params, builders.features(b)))
 
 
-def expected(b, config, row):
-    """The reference's logits of one unpacked row's valid candidates."""
+def expected(b, config, row, params=None):
+    """The reference's logits of one unpacked row's valid candidates, with float64 `params`."""
     Q, V = config.head_widths
     context = 2 if config.context == "prefix" else 0
     static = context + config.per_event * (config.history + config.realtime) + 1
@@ -104,10 +111,10 @@ def expected(b, config, row):
         "token_norm": config.token_norm,
         "norm": config.norm,
         "norm_place": config.norm_place,
+        "query_time": config.rab_query_time,
     }
     exact = b.schema.time_exact
-    params = params_of(config, exact)
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    p = builders.float64(params_of(config, exact)) if params is None else params
     side = lambda values, names, i: np.concatenate([np.float64(values[n][row, i]) for n in names])
     item = ["item", "price", "tag"]
     cut = (b.history_time, b.candidate_time) if exact else (b.history_order, b.candidate_order)
@@ -134,6 +141,136 @@ def test_logits_are_the_references(name):
         np.testing.assert_allclose(got[row, :n], expected(b, CONFIGS[name], row), atol=2e-5)
 
 
+WEIGHTS = np.random.default_rng(3).normal(size=(4, 4, 2))
+WEIGHTS[2:] = 0
+
+
+@functools.cache
+def gradients(config):
+    """(d parameters, d embeddings) of a weighted sum of the logits of rows 0 and 1."""
+    b = window()
+
+    @quick
+    @jax.grad
+    def gradient(at):
+        f = dataclasses.replace(builders.features(b), **at[1])
+        logits, _ = hstu.HSTU(config).apply({"params": at[0]}, f, train=False)
+        return jnp.sum(jnp.where(f.candidate_mask[..., None], logits * WEIGHTS, 0))
+
+    return gradient((params_of(config), {field: getattr(b, field) for field in FIELDS}))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS)[:3])
+def test_gradients_are_the_references(name):
+    """By parameters and by every feature's embeddings, along a random direction of each."""
+    b, config = window(), CONFIGS[name]
+
+    def loss(at):
+        embedded = dataclasses.replace(b, **at[1])
+        # Row 1 has no history.
+        found = [(expected(embedded, config, row, at[0]), WEIGHTS[row]) for row in (0, 1)]
+        return sum(float((logits * w[: len(logits)]).sum()) for logits, w in found)
+
+    at = (params_of(config), {field: getattr(b, field) for field in FIELDS})
+    unread = lambda name: config.context == "none" and "'user'" in name
+    rng = np.random.default_rng(3)
+    finite_differences.check(loss, at, gradients(config), rng, zero=unread)
+
+
+@pytest.mark.parametrize("tokens", ["merged", "interleaved"])
+def test_a_query_may_have_the_next_tokens_time(tokens):
+    config, b = dataclasses.replace(NEXT, tokens=tokens), window(one_time=True)
+    got = score(b, config)
+    for row, n in enumerate(CANDIDATES):
+        np.testing.assert_allclose(got[row, :n], expected(b, config, row), atol=2e-5)
+    own = np.asarray(
+        scorer(dataclasses.replace(config, rab_query_time="own"))(
+            params_of(config), builders.features(b)
+        )
+    )
+    valid = b.candidate_mask & (np.array(LENGTHS) > 1)[:, None]
+    assert np.all(np.abs(own - got)[valid].max(axis=1) > 1e-6)
+    together = score(pack(b, 2), config).reshape(4, 4, 2)
+    np.testing.assert_allclose(together[b.candidate_mask], got[b.candidate_mask], atol=2e-6)
+
+
+def test_the_next_tokens_time_takes_no_windows():
+    b = window()
+    with pytest.raises(ValueError, match=r"hstu with rab_query_time='next'.*different times"):
+        score(b, NEXT)
+    # Without exact times there is no bias that could tell; windows are refused all the same.
+    b = window(one_time=True, time_exact=False)
+    own = scorer(dataclasses.replace(NEXT, rab_query_time="own"))
+    want = np.asarray(own(params_of(NEXT, False), builders.features(b)))
+    np.testing.assert_array_equal(score(b, NEXT), want)
+
+
+def test_masks_of_a_window_and_m_falcons():
+    """M-FALCON's allow[i, j] = (j <= i) and not (i >= n and j >= n and i != j), 5 events."""
+    config = dataclasses.replace(SMALL, context="none")
+    found = hstu.masks_of(config, builders.features(window(one_time=True)))
+    assert list(found) == ["layers before the last", "last layer"]
+    i, j = np.mgrid[:9, :9]
+    want = (j <= i) & ~((i >= 5) & (j >= 5) & (i != j))
+    there = [*range(5), *range(7, 11)]
+    tables = {k: np.asarray(rule.allow(q, t))[0] for k, (q, t, rule) in found.items()}
+    np.testing.assert_array_equal(tables["layers before the last"][np.ix_(there, there)], want)
+    np.testing.assert_array_equal(tables["last layer"][:, there], want[5:])
+    # In the window: the candidates of row 0 stand before the events 2, 2, 4 and 3 in order.
+    b = window()
+    (q, t, rule) = hstu.masks_of(config, builders.features(b))["last layer"]
+    read = np.asarray(rule.allow(q, t))[0][:, :5]
+    np.testing.assert_array_equal(read, b.history_time[0, :5] < b.candidate_time[0][:, None])
+    twice = dataclasses.replace(config, tokens="interleaved", prune_last=False)
+    (q, t, rule) = hstu.masks_of(twice, builders.features(b))["all layers"]
+    assert q.segment.shape == t.segment.shape == (4, 2 * 7 + 4)
+    np.testing.assert_array_equal(
+        np.asarray(rule.allow(q, t))[0][14:, :10], np.repeat(read, 2, axis=1)
+    )
+
+
+def test_scoring_is_not_random():
+    f, params = builders.features(window()), {"params": params_of(SMALL)}
+
+    def program(config):
+        return str(
+            jax.make_jaxpr(functools.partial(hstu.HSTU(config).apply, train=False))(params, f)
+        )
+
+    random = dataclasses.replace(SMALL, dropout=0.5, stochastic_length=1.2)
+    assert program(random) == program(SMALL)
+
+
+def test_stochastic_length_in_training():
+    """It scores as if the kept events were the history; later events stay unseen in windows."""
+    config = dataclasses.replace(SMALL, history=1, layers=1, stochastic_length=1.2)
+    b = window()
+    rngs = lambda seed: {"dropout": jax.random.key(seed)}
+    apply = functools.partial(hstu.HSTU(config).apply, {"params": params_of(config)}, train=True)
+    run = quick(lambda f, seed: apply(f, rngs=rngs(seed))[0])
+
+    class Draw(hstu.nn.Module):
+        def __call__(self):
+            return self.make_rng("dropout")
+
+    dropped = 0
+    for seed in range(6):
+        f = builders.features(b)
+        key = Draw().apply({}, rngs=rngs(seed))
+        kept = hstu.stochastic_length.subsample(f, key, alpha=1.2, longest=1).history_sample
+        dropped += np.sum((f.history_sample != kept) & (f.history_order < 0))
+        assert np.all((f.history_sample == kept) | (f.history_order < 0))
+        want = score(dataclasses.replace(b, history_sample=np.asarray(kept)), config)
+        got = np.asarray(run(f, seed))
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
+        late = edit(b, 0, 3, "perturb", np.random.default_rng(0))
+        moved = np.asarray(run(builders.features(late), seed))
+        unread = b.candidate_time[0] <= b.history_time[0, 3]
+        np.testing.assert_array_equal(moved[0, unread], got[0, unread])
+        assert unread.any() and np.any(moved[0, ~unread] != got[0, ~unread])
+    assert dropped > 6
+
+
 def test_without_exact_times_the_order_cuts_and_time_differences_are_off():
     b = window(time_exact=False)
     assert "time_bias" not in params_of(SMALL, False)["layer_0"]
@@ -150,6 +287,8 @@ def test_the_last_layer_may_compute_the_candidates_only():
     f = builders.features(window())
     pruned, whole = (scorer(c)(params_of(SMALL), f) for c in (SMALL, full))
     np.testing.assert_allclose(pruned, whole, rtol=0, atol=1e-6)
+    for got, want in zip(*(jax.tree.leaves(gradients(c)) for c in (SMALL, full))):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 def edit(b, row, slot, kind, rng):
@@ -277,11 +416,12 @@ def test_shifting_all_times_changes_nothing():
 
 def test_a_layer_sees_only_the_direction_of_its_input():
     f = builders.features(window())
-    tokens = hstu.sequence.tokens(f, context=0)
+    bare = dataclasses.replace(SMALL, context="none", prune_last=False)
+    (mask,) = hstu.masks_of(bare, f).values()
     layer = hstu.Layer(SMALL, 11, True)
     x = np.random.default_rng(0).normal(size=(4, 11, 8)).astype("f4") * 10
     params = {"params": params_of(SMALL)["layer_0"]}
-    step = jax.jit(lambda x: layer.apply(params, x, tokens, 9.0, 11, train=False) - x)
+    step = jax.jit(lambda x: layer.apply(params, x, mask, 9.0, train=False) - x)
     np.testing.assert_allclose(step(4 * x), step(x), rtol=0, atol=5e-5)
     assert np.abs(step(x)).max() > 0.05
 
@@ -309,9 +449,46 @@ def test_parameter_count_of_other_sizes(name):
     assert config.paper_params() == layer_parameters(config)
 
 
+def test_figures_and_sizes():
+    for figure in hstu.PAPER.figures:
+        assert figure.ours() == figure.printed
+    assert {
+        k: (c.history, c.layers, c.width, c.heads, c.head_widths, c.positions)
+        for k, c in ((k, size.config) for k, size in hstu.PAPER.sizes.items())
+    } == {
+        "HSTU_ML1M": (200, 2, 50, 1, (50, 50), 211),
+        "HSTU_ML1M_LARGE": (200, 8, 50, 2, (25, 25), 211),
+        "HSTU_ML20M_LARGE": (200, 16, 256, 8, (32, 32), 211),
+        "HSTU_BOOKS_LARGE": (50, 16, 64, 8, (8, 8), 61),
+    }
+    for name, size in hstu.PAPER.sizes.items():
+        assert getattr(hstu, name) == size.config
+        assert size.config.dropout == (0.5 if "BOOKS" in name else 0.2)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameter_counts_outside_the_layers(name):
+    c = CONFIGS[name]
+    f = jax.eval_shape(lambda: builders.features(window()))
+    init = functools.partial(hstu.HSTU(c).init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), f)["params"]
+    d, F, interleaved = c.width, c.head_hidden or c.width, c.tokens == "interleaved"
+    want = 9 * d + d + 4 * d + d * interleaved + 4 * d + c.tasks * (d * F + 2 * F + 1)
+    want += (4 * d + d + d + d) * (c.context == "prefix")
+    want += 2 * d * (c.token_norm == "layer") + 2 * d * (c.output_norm == "layer")
+    rest = [x for key, x in params.items() if not key.startswith("layer_")]
+    assert builders.count(rest) == want
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), NEXT, hstu.HSTU_BOOKS_LARGE])
+def test_a_config_goes_to_json_and_back(config):
+    assert hstu.Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
 def test_paper_flops():
     n, d, L = 201, 50, 8
     assert hstu.HSTU_ML1M_LARGE.paper_flops() == L * (10 * n * d**2 + 4 * n**2 * d)
+    assert hstu.HSTU_ML1M_LARGE.paper_flops(9) == L * (90 * d**2 + 324 * d)
     assert dataclasses.replace(SMALL, tokens="interleaved").static_max(2) == 2 + 2 * 8 + 1
 
 
@@ -324,8 +501,11 @@ def test_a_layer_multiplies_as_often_as_the_closed_form_says():
         lambda x: hstu.Tokens(**{f.name: x for f in dataclasses.fields(hstu.Tokens)}), numbers
     )
     layer = hstu.Layer(config, n, True)
-    run = functools.partial(layer.apply, normalizer=9.0, rows=n, train=False)
-    init = functools.partial(layer.init, normalizer=9.0, rows=n, train=False)
+
+    def run(params, x, tokens):
+        return layer.apply(params, x, (tokens, tokens, hstu.RULE), 9.0, train=False)
+
+    init = lambda key, x, tokens: layer.init(key, x, (tokens, tokens, hstu.RULE), 9.0, train=False)
     params = jax.eval_shape(init, jax.random.key(0), x_rnd, tokens)
     assert flops.count(run, params, x_rnd, tokens).matmul == config.paper_flops()
 
@@ -343,7 +523,7 @@ def test_empty_histories_and_padding_rows_are_finite_in_bfloat16_with_gradients(
         assert aux == {} and logits.dtype == jnp.float32
         return jnp.sum(jnp.where(f.candidate_mask[..., None], logits, 0) ** 2), logits
 
-    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    gradients, logits = quick(jax.grad(loss, has_aux=True))(params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((gradients, logits)))
     assert all(np.any(x != 0) for x in jax.tree.leaves(gradients)), "a parameter without gradient"
     exact = score(b, dataclasses.replace(config, dtype="float32"))
@@ -382,12 +562,13 @@ def test_normaliser_by_valid_length_takes_no_windows():
 def test_initialisation():
     config = dataclasses.replace(SMALL, width=64, layers=8, position_init="recency")
     f = builders.features(window())
-    x, tokens = np.zeros((4, 11, 64), np.float32), hstu.sequence.tokens(f, context=0)
+    x, bare = np.zeros((4, 11, 64), np.float32), {"context": "none", "prune_last": False}
+    (mask,) = hstu.masks_of(dataclasses.replace(config, **bare), f).values()
 
     @functools.partial(jax.jit, static_argnums=0)
     def init(config):
         layer = hstu.Layer(config, 9, True)
-        return layer.init(jax.random.key(0), x, tokens, 9.0, 11, train=False)["params"]
+        return layer.init(jax.random.key(0), x, mask, 9.0, train=False)["params"]
 
     found = {x: init(dataclasses.replace(config, init=x)) for x in ("research", "small_residual")}
     w1, w2 = (lambda p: np.std(p["w1"])), (lambda p: np.std(p["w2"]["kernel"]))
@@ -399,11 +580,6 @@ def test_initialisation():
     np.testing.assert_allclose(found["research"]["position_bias"][8], 2)
 
 
-def test_recency_bias():
-    table = hstu.recency(per_event=2)(None, (9,))
-    np.testing.assert_allclose(table[4 - np.arange(5)], 2 * np.exp(-np.arange(5) / 6), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -413,6 +589,8 @@ def test_recency_bias():
         ({"history": 0}, "history=0, expected an integer >= 1"),
         ({"dropout": 1.0}, "dropout=1.0, expected 0 <= dropout < 1"),
         ({"norm_constant": 0}, "norm_constant=0, expected > 0"),
+        ({"rab_query_time": "last"}, "rab_query_time='last', expected one of"),
+        ({"stochastic_length": 2.5}, "stochastic_length=2.5, expected None or 1 < alpha <= 2"),
         ({"implementation": "cuda"}, "implementation='cuda', expected one of"),
         ({"dtype": "float16"}, "dtype='float16', expected one of"),
     ],

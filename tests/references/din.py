@@ -52,6 +52,29 @@ def mean(history):
     return rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
 
 
+def hidden(x, p, activation):
+    """f(x W + b) of one hidden layer."""
+    z = dense(x, p["dense"])
+    if activation == "relu":
+        return np.maximum(z, 0)
+    if activation == "prelu":
+        return np.where(z > 0, z, p["alpha"] * z)
+    share = sigmoid(p["scale"] * (z - p["center"]))
+    return share * z + (1 - share) * p["alpha"] * z
+
+
+def logits(sample, p, layers, poolings, activation, attention_activation, normalise, place):
+    """normalise(x, its parameters): the norm of a layer, before or behind it."""
+    x = inputs(sample, poolings, p, attention_activation)
+    for layer in range(layers):
+        q = p[f"layer_{layer}"]
+        if place == "pre":
+            x = hidden(normalise(x, q.get("norm")), q, activation)
+        else:
+            x = normalise(hidden(x, q, activation), q.get("norm"))
+    return dense(x, p["heads"]["logits"])
+
+
 def inputs(sample, poolings, p, activation="sigmoid"):
     """Everything about one candidate side by side: user, item, context, then each pooling."""
     found = [sample["user"][name] for name in USER]

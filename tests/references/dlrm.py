@@ -1,8 +1,8 @@
-"""DLRM-MLP for one candidate, float64: a plain deep network on its inputs side by side."""
+"""DLRM-MLP and DLRM for one candidate, float64."""
 
 import numpy as np
 
-from tests.references import din
+from tests.references import din, feature_tokens
 
 
 def normalise(x, p, kind):
@@ -26,3 +26,19 @@ def mlp(x, p, layers, norm="none", norm_place="post"):
 def logits(sample, p, layers, poolings, activation="sigmoid", norm="none", norm_place="post"):
     x = din.inputs(sample, poolings, p, activation)
     return din.dense(mlp(x, p["mlp"], layers, norm, norm_place), p["heads"]["logits"])
+
+
+def dot_logits(sample, p, layers, bottom_layers, poolings, norm="none", norm_place="post"):
+    """DLRM with a vector per categorical input: one pair of vectors after the other."""
+    found = feature_tokens.named(sample, poolings, p)
+    dense = np.concatenate([x for x in found.values() if len(x) == 1])
+    bottom = mlp(dense, p["bottom"], bottom_layers, norm, norm_place)
+    vectors = [bottom]
+    vectors += [din.dense(x, p["tokenizer"][name]) for name, x in found.items() if len(x) > 1]
+    products = [
+        sum(a * b for a, b in zip(vectors[i], vectors[j], strict=True))
+        for i in range(len(vectors))
+        for j in range(i + 1, len(vectors))
+    ]
+    x = np.concatenate([bottom, products])
+    return din.dense(mlp(x, p["top"], layers, norm, norm_place), p["heads"]["logits"])

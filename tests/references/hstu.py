@@ -2,7 +2,8 @@
 
 Written from arXiv 2402.17152 (eqs. 1-3) with merged or interleaved tokens and a context prefix.
 `p` is the model's parameter tree as float64 arrays; `c` a dict of heads, qk, v, layers, per_event,
-normalizer, scale, activation ("uvqk" or "u"), norm ("layer" or "rms"), norm_place, affine.
+normalizer, scale, activation ("uvqk" or "u"), norm ("layer" or "rms"), norm_place, affine,
+query_time ("own", or "next": of the token after a query, for candidates of one time).
 """
 
 import numpy as np
@@ -34,7 +35,8 @@ def layer(x_nd, tokens, p, c):
         v, q, k = silu(v), silu(q), silu(k)
     q, k, v = q.reshape(N, h, Q), k.reshape(N, h, Q), v.reshape(N, h, V)
     tables = p.get("position_bias"), p.get("time_bias")
-    a = attention.attention(q, k, v, tokens, tokens, [c["normalizer"]] * N, c["scale"], *tables)
+    queries = [t | {"bias_time": t.get("query_time", t["bias_time"])} for t in tokens]
+    a = attention.attention(q, k, v, queries, tokens, [c["normalizer"]] * N, c["scale"], *tables)
     a = a.reshape(N, h * V)
     y = layer_norm(a, "attention_norm") * u
     out_nd = y @ p["w2"]["kernel"] + p["w2"]["bias"] + x_nd
@@ -71,6 +73,9 @@ def logits(p, c, user, events, candidates):
         value = content(item) + own @ p["candidate_context"]["kernel"]
         position = first + c["per_event"] * readable
         add(value, attention.CANDIDATE, time, seconds, position, group=k)
+    if c.get("query_time") == "next":  # t_{i + 1}: of the next token, here the same candidate time
+        for i, token in enumerate(tokens[: len(tokens) - len(candidates)]):
+            token["query_time"] = tokens[i + 1]["bias_time"]
     x_nd = np.stack(x)
     if c["token_norm"] == "sqrt_width":
         x_nd = x_nd * np.sqrt(x_nd.shape[1])

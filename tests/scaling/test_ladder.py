@@ -57,6 +57,14 @@ def test_a_size_that_the_architecture_refuses():
         ladder.along(rankmixer.Config(tokens=8, width=16), width=(12, 16))
 
 
+def test_a_field_that_came_later_changes_no_identity_at_its_default():
+    config = rankmixer.Config(tokens=4, width=16)
+    known = ladder.identity(config)
+    assert "experts" not in known and known["width"] == 16
+    more = ladder.identity(rankmixer.Config(tokens=4, width=16, experts=2))
+    assert more == {**known, "experts": 2}
+
+
 def test_an_unknown_config():
     with pytest.raises(ValueError, match="expected a Config of"):
         ladder.architecture_of({"width": 8})

@@ -1,0 +1,217 @@
+"""All architectures on one footing: a compound ladder each, and the axes of the nine.
+
+    python experiments/all_architectures.py world STUDY
+    python experiments/all_architectures.py ebnerd RAW STUDY
+    python experiments/all_architectures.py cross STUDY       # after one of the above
+    python experiments/all_architectures.py show RESULTS
+
+`world` is the synthetic world of 550,000 impressions, `ebnerd` EB-NeRD with time-safe counters (RAW
+is the folder of the set). One call trains everything that STUDY lacks; stop it and run it again at
+will. `cross` crosses RankMixer's and HeteroAtt's width with the tokenizer and the number of tokens,
+one seed, in STUDY/cross, on the same log. `show` prints the tables of docs/architectures.md from
+committed results. Outcome: docs/architectures.md.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import polars as pl
+
+from rankjax import models, optim, train
+from rankjax.data import counters, event_log
+from rankjax.data.sources import ebnerd, synthetic
+from rankjax.models import (
+    autoint,
+    dcnv2,
+    din,
+    dlrm,
+    dlrm_v3,
+    grab,
+    hhft,
+    hiformer,
+    hstu,
+    longer,
+    mtgr,
+    onetrans,
+    rankmixer,
+    tokenmixer_large,
+    transformer,
+    wukong,
+)
+from rankjax.scaling import ladder, presets, study, workers
+from rankjax.schema import Schema
+
+# Smallest sizes. Feature tokens are cut evenly and histories are pooled by their mean for all
+# models of feature tokens, so that T is free and their ladders span FLOPs of their own.
+SPLIT = {"tokenizer": "even_split", "tokens": 4, "layers": 1, "width": 16}
+STREAM = {"history": 25, "layers": 1, "width": 16, "heads": 2}
+NINE = {
+    "heteroatt": hiformer.HeteroAttConfig(**SPLIT, heads=2, expansion=2),
+    "hiformer": hiformer.HiformerConfig(
+        **SPLIT, heads=2, expansion=2, rank_query=32, rank_key=32, rank_value=64
+    ),
+    "hhft": hhft.Config(
+        tokenizer="even_split", tokens=4, hetero_layers=1, layers=1, virtual_tokens=4, width=16,
+        heads=2, expansion=2, hiformer_expansion=2, tower=(32,),
+    ),
+    "rankmixer": rankmixer.Config(**SPLIT, expansion=2),
+    "hstu": hstu.Config(**STREAM, position_init="recency"),
+    "mtgr": mtgr.Config(**STREAM),
+    "grab": grab.Config(**STREAM),
+    "longer": longer.Config(**STREAM),
+    "onetrans": onetrans.Config(**STREAM, tokens=4),
+}  # fmt: skip
+BASELINES = {
+    "dlrm_mlp": dlrm.Config(layers=1, width=32),
+    "dlrm": dlrm.DotConfig(layers=1, width=32),
+    "dcnv2_din": dcnv2.Config(layers=1, width=32, rank=16, attention_hidden=(16,)),
+    "din": din.Config(layers=1, width=32, attention_hidden=(16,)),
+    "autoint": autoint.Config(layers=1, width=16, heads=2),
+    "wukong": wukong.Config(layers=1, width=16, rank=8, hidden=32),
+    "transformer": transformer.Config(**SPLIT, heads=2, expansion=2),
+    "tokenmixer_large": tokenmixer_large.Config(**SPLIT),
+    "dlrm_v3": dlrm_v3.Config(**STREAM),
+}
+PLAIN = ("dlrm_mlp", "dcnv2_din", "din")
+
+
+def compound(name: str, base: Any) -> ladder.Ladder:
+    """x 1, x 2 and x 4 along every axis at once (plain networks: their width x 1, x 4, x 16)."""
+    axes = type(base).axes
+    sizes = {f: dataclasses.asdict(base)[f] for f in axes.values()}
+    steps = []
+    for factor in (1, 2, 4):
+        grown = {f: factor * x for f, x in sizes.items() if x is not None}
+        if name in PLAIN:
+            grown["width"] = factor**2 * sizes["width"]
+        steps.append(grown)
+    return ladder.compound(base, *steps)
+
+
+def ladders(schema: Schema) -> tuple[ladder.Ladder, ...]:
+    """The compound ladder of every architecture, and each axis of the nine x 1, x 2, x 4.
+
+    GRAB has a channel for each action of the log, three at most.
+    """
+    actions = schema.table(schema.action.table).rows - 1
+    found = []
+    for name, config in {**BASELINES, **NINE}.items():
+        own = {"channels": min(3, actions), "action_ids": actions + 2} if name == "grab" else {}
+        base = dataclasses.replace(config, tasks=len(schema.tasks), **own)
+        found.append(compound(name, base))
+        if name in NINE:
+            for field in type(base).axes.values():
+                first = dataclasses.asdict(base)[field]
+                found.append(ladder.along(base, **{field: (first, 2 * first, 4 * first)}))
+    return tuple(found)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "world": {
+        "table_rates": (0.1,),
+        "embedding_stds": (0.05,),
+        "training": presets.WORLD_TRAINING,
+    },
+    "ebnerd": {
+        "table_rates": (0.005, 0.015),
+        "embedding_stds": (0.01,),
+        "training": train.TrainConfig(batch=256, optimizer=optim.OptimConfig(b2=0.99)),
+    },
+}
+
+
+def ask(log: event_log.EventLog, which: str) -> study.Study:
+    """The study of a log: request samples, one data budget, two seeds, three learning rates."""
+    return study.Study(
+        log=str(log.folder),
+        ladders=ladders(log.schema),
+        budgets=(160_000,),
+        seeds=(0, 1),
+        learning_rates=(1e-3, 3e-3, 9e-3),
+        history=50,
+        max_candidates=16,
+        command=f"python experiments/all_architectures.py {which}",
+        **SETTINGS[which],
+    )
+
+
+WIDTHS = (16, 32, 64)
+SPLITS = [(kind, tokens) for kind in ("even_split", "auto_split") for tokens in (4, 8, 16)]
+CROSSED = [*SPLITS, ("per_feature", None), ("group", None)]
+
+
+def crossed(log: event_log.EventLog, which: str, kind: str, tokens: int | None) -> study.Study:
+    """RankMixer and HeteroAtt along their width, with one tokenizer and one number of tokens.
+
+    RankMixer's widths are the multiples of its number of tokens nearest to WIDTHS.
+    """
+    found = []
+    for name in ("rankmixer", "heteroatt"):
+        base = dataclasses.replace(
+            NINE[name], tokenizer=kind, tokens=tokens, tasks=len(log.schema.tasks)
+        )
+        widths = WIDTHS
+        if name == "rankmixer" and tokens is None:
+            T = tokens_of(log, kind)
+            widths = tuple(sorted({max(1, round(w / T)) * T for w in WIDTHS}))
+            base = dataclasses.replace(base, width=widths[0])
+        elif name == "heteroatt" and kind == "per_feature":
+            base = dataclasses.replace(base, dense_tokens=1)
+        found.append(ladder.along(base, width=widths))
+    asked = ask(log, which)
+    return dataclasses.replace(asked, ladders=tuple(found), seeds=(0,))
+
+
+def tokens_of(log: event_log.EventLog, kind: str) -> int:
+    """How many tokens RankMixer's tokenizer makes of the log: from its refusal of a wrong count."""
+    schema = log.schema
+    pooled = len(schema.history)
+    if kind == "per_feature":
+        return len(schema.user) + len(schema.candidate) + pooled
+    groups = {f.group for f in (*schema.user, *schema.candidate)}
+    return len(groups | {"history"}) if pooled else len(groups)
+
+
+def show(folder: pathlib.Path) -> None:
+    """Every architecture's sizes: mean and std over seeds of NE and AUC on the test span."""
+    rows = pl.read_parquet(folder / "results.parquet").filter(pl.col("stage") == "final")
+    by = ["architecture", "axis", "axis_value", "tokens", "history", "layers", "width"]
+    table = rows.group_by([c for c in by if c in rows.columns], maintain_order=True).agg(
+        pl.col("dense_params", "training_flops", "learning_rate").first(),
+        pl.col("test_ne").mean(),
+        pl.col("test_ne").std().alias("std"),
+        pl.col("test_auc", "test_request_auc", "validation_ne").mean(),
+        pl.len().alias("seeds"),
+    )
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=220, float_precision=4):
+        print(table)
+
+
+def main(argv: list[str]) -> None:
+    match argv:
+        case ["world", folder]:
+            log = synthetic.prepare(synthetic.WORLD_550K, pathlib.Path(folder) / "world")
+            print(workers.run(ask(event_log.EventLog.open(log), "world"), pathlib.Path(folder)))
+        case ["ebnerd", raw, folder]:
+            plain = ebnerd.prepare(pathlib.Path(raw), pathlib.Path(folder) / "log")
+            windows = counters.CounterConfig(windows=(3600, 6 * 3600, 24 * 3600))
+            log = counters.add(plain, pathlib.Path(folder) / "counted", windows)
+            print(workers.run(ask(event_log.EventLog.open(log), "ebnerd"), pathlib.Path(folder)))
+        case ["cross", folder]:
+            home = pathlib.Path(folder)
+            which = "world" if (home / "world").exists() else "ebnerd"
+            log = event_log.EventLog.open(home / ("world" if which == "world" else "counted"))
+            for kind, tokens in CROSSED:
+                asked = crossed(log, which, kind, tokens)
+                print(workers.run(asked, home / "cross" / f"{kind}_{tokens or 'data'}"))
+        case ["show", folder]:
+            show(pathlib.Path(folder))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    assert set(NINE) | set(BASELINES) <= set(models.MODELS)
+    main(sys.argv[1:])
