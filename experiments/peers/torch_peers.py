@@ -2,7 +2,7 @@
 
 python experiments/peers/torch_peers.py WORK.json OUT.json
 
-`rankjax bench all --peers` writes WORK.json, calls this file between its own measurements and reads
+`rankjax bench ... --peers` writes WORK.json, calls this file between its own measurements and reads
 OUT.json, so that both libraries are timed on the same machine in the same minutes and their thread
 pools never meet. Needs torch, numpy and pyarrow; knows nothing of rankjax or jax.
 
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch_blocks
+import torch_layers
 from torch.utils import data
 
 
@@ -199,7 +200,20 @@ def blocks(item: dict) -> dict:
     return {"seconds": seconds, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-KINDS = {"loader": loader, "embedding": embedding, "blocks": blocks}
+def layer(item: dict) -> dict:
+    """One block on rankjax's own parameters and inputs, one pass a call; compared before timed.
+
+    item: "file", "function", "options" and "compiled" as `torch_layers.Saved`, and "part":
+    "forward" (without a graph for gradients) or "forward_backward". Also: "max_deviation".
+    """
+    saved = torch_layers.Saved(item["file"], item["function"], item["options"], item["compiled"])
+    deviation = torch_layers.check(item["name"], saved)
+    run = {"forward": saved.forward, "forward_backward": saved.forward_backward}[item["part"]]
+    seconds = timed(run, item["warmup"], item["repeats"])
+    return {"seconds": seconds, "max_deviation": deviation}
+
+
+KINDS = {"loader": loader, "embedding": embedding, "blocks": blocks, "layer": layer}
 
 
 def main(work_path: str, out_path: str) -> None:

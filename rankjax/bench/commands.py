@@ -1,5 +1,6 @@
-"""`rankjax bench loader | embedding | world | step | all`: measure, print, write JSON."""
+"""`rankjax bench loader | embedding | world | step | models | all`: measure, print, write JSON."""
 
+import dataclasses
 import json as json_text
 import pathlib
 from typing import Annotated, Any, Literal
@@ -9,13 +10,14 @@ import rich.table
 import rich.text
 import tyro
 
-from rankjax.bench import loading, rounds, steps, tables
+from rankjax.bench import block_cases, blocks, loading, rounds, steps, tables
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
 from rankjax.scaling import presets
 
 Config = Annotated[rounds.Rounds, tyro.conf.arg(name="")]  # --rounds, not --config.rounds
 Organisation = Literal["impression", "request", "window"]
+BlockSize = Literal["small", "large"]
 WORLD = pathlib.Path("studies/bench/world")
 STEPPED = ("dlrm_mlp", "dcnv2_din", "rankmixer", "hstu")  # whole steps, with whole peers
 
@@ -112,6 +114,37 @@ def measure_step(
     return _finish({"step": found}, out, json)
 
 
+def measure_models(
+    peer: Literal["torch"] | None = None,
+    names: tuple[str, ...] = (),
+    sizes: tuple[BlockSize, ...] = ("small", "large"),
+    compiled: bool = False,
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """One block of every architecture, forward and backward; what pruning saves; per-token ways.
+
+    Args:
+      peer: also time a plain PyTorch version of every block, on the same parameters and inputs,
+        once its values agree; needs rankjax[peers]. The same as --peers.
+      names: blocks; all by default. With names, nothing else is measured.
+      sizes: of the blocks.
+      compiled: the peers pass torch.compile, which needs a C++ compiler.
+      config: rounds, repeats, and whether PyTorch peers run beside.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    if peer is not None:
+        config = dataclasses.replace(config, peers=True)
+    of_size = {name: block_cases.SIZES[name] for name in sizes}
+    found = blocks.run(config, blocks=names, sizes=of_size, compiled=compiled)
+    if not names:
+        found["pruned"] = blocks.pruned(config, of_size)
+        found["per_token"] = blocks.feed_forwards(config)
+    return _finish(found, out, json)
+
+
 def measure_all(
     log: pathlib.Path | None = None,
     history: int = 50,
@@ -195,5 +228,6 @@ COMMANDS = {
     "embedding": measure_embedding,
     "world": measure_world,
     "step": measure_step,
+    "models": measure_models,
     "all": measure_all,
 }

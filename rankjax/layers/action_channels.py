@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax.layers import initializers, norms, vector_bias
+from rankjax.layers import activations, initializers, norms, vector_bias
 
 
 def each(module: type[nn.Module], *, shared: bool) -> Any:
@@ -120,7 +120,7 @@ class Update(nn.Module):
 
     def _feed_forward(self, s_nd: jax.Array) -> jax.Array:
         D = s_nd.shape[-1]
-        h_nf = nn.gelu(self._linear("ffn_in", self.expansion * D)(s_nd), approximate=False)
+        h_nf = activations.gelu(self._linear("ffn_in", self.expansion * D)(s_nd))
         return self._linear("ffn_out", D, self.residual_layers)(h_nf)
 
     def _linear(

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from rankjax.batch import Tokens
 from rankjax.kernels import softmax_attention
-from rankjax.layers import initializers, per_token
+from rankjax.layers import activations, initializers, per_token
 from rankjax.masks import MaskRule
 
 KINDS = ("gelu", "swiglu")
@@ -143,7 +143,7 @@ class FeedForward(nn.Module):
 
         hidden = dense(self.expansion * D, "ffn_in")(x_rnd, x_tmd)
         if self.kind == "gelu":
-            hidden = tuple(nn.gelu(x, approximate=False) for x in hidden)
+            hidden = tuple(activations.gelu(x) for x in hidden)
         else:
             gates = dense(self.expansion * D, "ffn_gate")(x_rnd, x_tmd)
             hidden = tuple(nn.silu(gate) * x for gate, x in zip(gates, hidden))

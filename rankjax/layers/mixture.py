@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax.layers import initializers, per_token
+from rankjax.layers import activations, initializers, per_token
 
 
 def top_k_gates(scores_tnx: jax.Array, k: int) -> jax.Array:
@@ -97,7 +97,7 @@ class FeedForwardExperts(nn.Module):
         D, X = x_tnd.shape[-1], gate_tnx.shape[-1]
         hidden = Hidden(X, self.expansion * D, self.dtype, self.kernel_init, name="ffn_in")
         out = Combine(D, self.dtype, self.kernel_init, self.residual_layers, name="ffn_out")
-        return out(nn.gelu(hidden(x_tnd), approximate=False), gate_tnx)
+        return out(activations.gelu(hidden(x_tnd)), gate_tnx)
 
 
 class SwiGLUExperts(nn.Module):

@@ -6,7 +6,7 @@ Source: GRAB (arXiv 2602.01865), the architecture figure, which names the box an
 import jax
 from flax import linen as nn
 
-from rankjax.layers import initializers
+from rankjax.layers import activations, initializers
 
 
 class MLPGate(nn.Module):
@@ -26,5 +26,5 @@ class MLPGate(nn.Module):
             init = initializers.kernel(self.kernel_init)
             return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name=name)
 
-        h_nd = nn.gelu(linear("hidden")(x_nw), approximate=False)
+        h_nd = activations.gelu(linear("hidden")(x_nw))
         return linear("out")(h_nd) * nn.sigmoid(linear("gate")(x_nw))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax.layers import initializers
+from rankjax.layers import activations, initializers
 
 
 def matmul(x_tnd: jax.Array, kernel_tdf: jax.Array, dtype: str) -> jax.Array:
@@ -68,7 +68,7 @@ class FeedForward(nn.Module):
         D = x_tnd.shape[-1]
         hidden = Dense(self.expansion * D, self.dtype, self.kernel_init, name="ffn_in")
         out = Dense(D, self.dtype, self.kernel_init, self.residual_layers, name="ffn_out")
-        return out(nn.gelu(hidden(x_tnd), approximate=False))
+        return out(activations.gelu(hidden(x_tnd)))
 
 
 class SwiGLU(nn.Module):

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from rankjax.batch import Tokens
 from rankjax.kernels import softmax_attention
-from rankjax.layers import initializers, norms
+from rankjax.layers import activations, initializers, norms
 from rankjax.masks import MaskRule
 
 EXPANSION = 4  # the feed-forward is 4 D wide
@@ -60,7 +60,7 @@ class Block(nn.Module):
         if not pre:
             h_rnd = attention_norm(h_rnd)
         f_rnf = self._dense("ffn_in", EXPANSION * D)(ffn_norm(h_rnd) if pre else h_rnd)
-        f_rnf = nn.gelu(f_rnf, approximate=False)
+        f_rnf = activations.gelu(f_rnf)
         y_rnd = h_rnd + dropout(self._dense("ffn_out", D, writes=True)(f_rnf))
         return y_rnd if pre else ffn_norm(y_rnd)
 

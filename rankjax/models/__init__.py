@@ -10,6 +10,7 @@ from rankjax.models import (
     hhft,
     hiformer,
     hstu,
+    longer,
     mtgr,
     onetrans,
     rankmixer,
@@ -35,5 +36,6 @@ MODELS = {
     "dlrm_v3": dlrm_v3.DLRMv3,
     "mtgr": mtgr.MTGR,
     "grab": grab.GRAB,
+    "longer": longer.LONGER,
     "onetrans": onetrans.OneTrans,
 }

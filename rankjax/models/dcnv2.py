@@ -75,6 +75,7 @@ PAPER = papers.Paper(
     title="DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to "
     "Rank Systems",
     arxiv="2008.13535",
+    evidence="not read in full: the cross layers as the literature gives them",
     leaves_open=(
         ("the gate of the mixture of low-rank experts", "a softmax over a linear layer, no bias"),
         ("how histories enter", "DIN's target attention (arXiv 1706.06978), as in the name"),

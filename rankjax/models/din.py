@@ -70,6 +70,7 @@ class Config:
 PAPER = papers.Paper(
     title="Deep Interest Network for Click-Through Rate Prediction",
     arxiv="1706.06978",
+    evidence="not read in full: the architecture as the literature and the authors' code give it",
     leaves_open=(
         (
             "what the activation unit reads beside h and c",

@@ -112,6 +112,7 @@ class DotConfig:
 PAPER = papers.Paper(
     title="Deep Learning Recommendation Model for Personalization and Recommendation Systems",
     arxiv="1906.00091",
+    evidence="not read in full: interaction and MLPs follow the authors' public code",
     leaves_open=(
         (
             "how histories enter",

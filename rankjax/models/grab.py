@@ -208,7 +208,7 @@ PAPER = papers.Paper(
         "and the authors' talk; not read: width, depth, heads, rank, window, number and definition "
         "of channels, the gate's formula, tables of data sets and ablations, optimizer and rates"
     ),
-    sizes={"chosen": papers.Size(config=GRAB_CHOSEN, chosen="all: the paper prints no size")},
+    sizes={"grab_chosen": papers.Size(config=GRAB_CHOSEN, chosen="all: none is printed")},
     leaves_open=(
         ("channels", "3, by the id of the event's action; settings channels, channel_starts"),
         ("MLP & Gate of the tokens", "(GELU(x W1 + b1) W2 + b2) * sigmoid(x Wg + bg), then a norm"),

@@ -28,6 +28,7 @@ from flax import linen as nn
 from rankjax import papers
 from rankjax.batch import Features
 from rankjax.layers import (
+    activations,
     auxiliary,
     checks,
     composite,
@@ -260,7 +261,7 @@ class HiformerLayer(nn.Module):
             c.hiformer_expansion * c.width, dtype=c.dtype, kernel_init=init, name="ffn_in"
         )
         out = nn.Dense(W, dtype=c.dtype, kernel_init=writes, name="ffn_out")
-        h_nf = nn.gelu(hidden(a_mnf.swapaxes(0, 1).reshape(N, -1)), approximate=False)
+        h_nf = activations.gelu(hidden(a_mnf.swapaxes(0, 1).reshape(N, -1)))
         y_nw = t_nw + out(h_nf)
         return norm(y_nw) if c.norm_place == "post" else y_nw
 

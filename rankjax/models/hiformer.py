@@ -149,10 +149,10 @@ class HiformerConfig:
         return found + outputs * H * V * D
 
 
-Config = HeteroAttConfig | HiformerConfig
+AnyConfig = HeteroAttConfig | HiformerConfig
 
 
-def _check(where: str, c: Config) -> None:
+def _check(where: str, c: AnyConfig) -> None:
     for name in ("pooling", "attention_hidden"):  # JSON has no tuples
         object.__setattr__(c, name, checks.as_tuple(getattr(c, name)))
     least_1 = ("layers", "width", "heads", "expansion", "tasks")
@@ -167,17 +167,17 @@ def _check(where: str, c: Config) -> None:
     checks.dtype(where, c.dtype)
 
 
-def _head_widths(c: Config) -> tuple[int, int]:
+def _head_widths(c: AnyConfig) -> tuple[int, int]:
     """(d_k, d_v)."""
     return c.qk_width or c.width // c.heads, c.v_width or c.width // c.heads
 
 
-def _outputs(c: Config, tokens: int, layer: int) -> int:
+def _outputs(c: AnyConfig, tokens: int, layer: int) -> int:
     """P: how many of its T tokens a layer computes."""
     return c.tasks if c.prune_last and layer == c.layers - 1 else tokens
 
 
-def _params(c: Config) -> int | None:
+def _params(c: AnyConfig) -> int | None:
     if c.tokens is None:
         return None
     T, D, F, total = c.tokens + c.tasks, c.width, c.expansion * c.width, 0
@@ -187,7 +187,7 @@ def _params(c: Config) -> int | None:
     return total
 
 
-def _flops(c: Config) -> float | None:
+def _flops(c: AnyConfig) -> float | None:
     if c.tokens is None:
         return None
     T, D, total = c.tokens + c.tasks, c.width, 0
@@ -317,7 +317,7 @@ class Block(nn.Module):
     [P, N, D]. Parameters, float32: as in the file's docstring.
     """
 
-    config: Config
+    config: AnyConfig
     outputs: int  # P
 
     @nn.compact
@@ -341,7 +341,7 @@ class Block(nn.Module):
         return hetero_attention.residual(s_pnd, ffn, ffn_norm, c.norm_place, P)
 
 
-def _score(c: Config, features: Features) -> jax.Array:
+def _score(c: AnyConfig, features: Features) -> jax.Array:
     """Both models' way from features to logits; its modules are those of the calling module."""
     R, C = features.candidate_sample.shape
     pooled = history_pooling.HistoryPooling(

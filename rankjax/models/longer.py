@@ -18,13 +18,13 @@ paper's the user's globals read the candidate's; `global_order="paper"` gives ea
 copies of them, behind its token. By default they stand before the candidates and read none, so
 that the user's side is computed once per request.
 
-Parameters, W_e, W_u, W_c the widths of an event's, the user's and a candidate's inputs, h
-`input_hidden`, m the user's globals, F `head_hidden`:
+Parameters, W_e (time included), W_u, W_c the widths of an event's, the user's and a candidate's
+inputs, h `input_hidden`, m the user's globals, F `head_hidden`:
   layers          L (12 w^2 + 13 w)
   InnerTrans      12 d^2 + 13 d
   events          (W_e + 1) h + (h + 1) d + S W_e positions + 2 d token norm
   globals         (W_u + 1) w + cls w + (W_c + 1) w + 2 w token norm
-  head            2 w output norm + K tasks x (((m + 1) w + 1) F + F + 1)
+  head            2 w output norm + tasks x (((m + 1) w + 1) F + F + 1); m + 2 with history_mean
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ from rankjax import batch, papers
 from rankjax.batch import Features, Tokens
 from rankjax.kernels import softmax_attention
 from rankjax.layers import (
+    activations,
     checks,
     initializers,
     norms,
@@ -256,11 +257,10 @@ PAPER = papers.Paper(
 
 
 def masks_of(config: Config, features: Features) -> dict[str, tuple[Tokens, Tokens, MaskRule]]:
-    """{"InnerTrans" or "layer 1" .. "layer L": (queries, keys, rule)}.
+    """{"layer 1" .. "layer L": (queries, keys, rule)}; InnerTrans' is `Groups.inner_mask`.
 
-    InnerTrans is over the places of all groups, N = M K, each group a segment. Layers are over
-    [groups | user's globals, sample by sample | candidates], each candidate followed by its own
-    copies of the user's globals where global_order="paper".
+    Over [groups | user's globals, sample by sample | candidates], each candidate followed by its
+    own copies of the user's globals where global_order="paper".
     """
     return _masks(config, *_grouped(config, features))
 
@@ -273,7 +273,7 @@ def _grouped(c: Config, features: Features) -> tuple[Features, Groups]:
 def _masks(
     c: Config, features: Features, groups: Groups
 ) -> dict[str, tuple[Tokens, Tokens, MaskRule]]:
-    found = {"InnerTrans": groups.inner_mask()} if c.inner else {}
+    found = {}
     in_front, per_candidate = _globals(c, features)
     keys = token_merge.tokens(features, groups, in_front, per_candidate)
     tail = keys.role.shape[1] - groups.sample.shape[1]
@@ -349,7 +349,7 @@ class LONGER(nn.Module):
         newer_rs = token_merge.newer(features.history_sample, groups.count.shape[1])
         x_rse += table_pe[jnp.minimum(newer_rs, c.history - 1)].astype(c.dtype)
         h_rsh = self._dense(c.input_hidden or c.width, "event_in")(x_rse)
-        x_rsd = self._dense(c.event_width, "event_out")(nn.gelu(h_rsh, approximate=False))
+        x_rsd = self._dense(c.event_width, "event_out")(activations.gelu(h_rsh))
         x_rmkd = groups.gather(norms.Norm(c.token_norm, name="event_norm")(x_rsd))
         if c.inner:
             block = self._block(c.inner_heads, 1, "inner_trans")

@@ -28,7 +28,7 @@ from flax import linen as nn
 from rankjax import batch, papers
 from rankjax.batch import Features, Tokens
 from rankjax.kernels import hstu_attention
-from rankjax.layers import checks, group_norm, initializers, mmoe, norms, sequence
+from rankjax.layers import activations, checks, group_norm, initializers, mmoe, norms, sequence
 from rankjax.masks import MaskRule
 
 # The dynamic mask: U and S, whose role is context, are read by everything and read nothing else; R
@@ -51,8 +51,6 @@ class Config:
       HSTU; False: of their product (the text).
     group_norm: one affine pair for each of U, S, R, I; False: one for all tokens (the ablation).
     projection_bias: whether Q, K, V, U and the output have biases.
-    token_norm: of the tokens that enter the first layer, with Group-LN's affine pairs; "none" in
-      the paper.
     output_norm: of the candidates' rows before the head, affine.
     implementation: of the attention; None = the best for the platform compiled for.
     """
@@ -68,7 +66,6 @@ class Config:
     norm_before_gate: bool = False
     group_norm: bool = True
     projection_bias: bool = True
-    token_norm: str = "none"
     output_norm: str = "layer"
     init: str = "lecun"
     prune_last: bool = True  # the last layer computes only the candidates' rows; exact
@@ -129,7 +126,6 @@ class Config:
 _CHOICES = {
     "attn_norm": ("static_max", "valid_len", "const"),
     "residual_from": ("x", "normed"),
-    "token_norm": ("none", "layer"),
     "output_norm": norms.KINDS,
     "implementation": (None, *hstu_attention.IMPLEMENTATIONS),
 }
@@ -145,8 +141,8 @@ PAPER = papers.Paper(
     title="MTGR: Industrial-Scale Generative Recommendation Framework in Meituan",
     arxiv="2505.18654",
     evidence=(
-        "the paper's text; the MMoE head and the drawing of a layer from the authors' engineering "
-        "article; no official code"
+        "the paper's text in a copy; the MMoE head and the drawing of a layer from the authors' "
+        "engineering article; there is no official code"
     ),
     sizes={
         "mtgr_small": papers.Size(config=MTGR_SMALL, chosen=_HEAD, n=500),
@@ -192,6 +188,10 @@ PAPER = papers.Paper(
         ("a norm before the head", "an affine LayerNorm; output_norm='none' leaves it out"),
         ("ties of a real-time event and a candidate", "not read: only strictly earlier events"),
         ("position and time of events", "no bias; what the schema's event features say of it"),
+        (
+            "where a layer's skip line leaves: the text and the article's drawing differ",
+            "its input, as in the text; residual_from='normed' is the drawing",
+        ),
         ("initialisation", "truncated normal of variance 1 / fan-in"),
     ),
     deviations=(
@@ -310,8 +310,6 @@ class MTGR(nn.Module):
         *before, last = masks_of(c, features).values()
         normalizer = self._normalizer(last[1], context)
         x_rnd = self._embed(features)
-        if c.token_norm == "layer":
-            x_rnd = group_norm.GroupNorm(c.groups, name="token_norm")(x_rnd, group_rn)
         for layer in range(c.layers):
             mask = before[0] if before and layer < c.layers - 1 else last
             x_rnd = Layer(c, name=f"layer_{layer}")(x_rnd, group_rn, mask, normalizer)
@@ -325,9 +323,9 @@ class MTGR(nn.Module):
             return float(c.static_max(context))
         if c.attn_norm == "const":
             return c.norm_constant
+        # Padding belongs to no sample (segment -1), and so counts for none.
         same_rnm = tokens.segment[:, :, None] == tokens.segment[:, None, :]
-        count_rn = jnp.sum(same_rnm & (tokens.role != batch.PAD)[:, None, :], axis=-1)
-        return jnp.maximum(count_rn, 1).astype(jnp.float32)  # padding has no sample to count
+        return jnp.sum(same_rnm, axis=-1).astype(jnp.float32)
 
     def _embed(self, features: Features) -> jax.Array:
         """The stream [U | S and R | I], [R, N, D]."""
@@ -339,7 +337,7 @@ class MTGR(nn.Module):
         def token(name: str, x_rsw: jax.Array) -> jax.Array:
             init = initializers.kernel(c.init)
             layer = nn.Dense(c.width, dtype=c.dtype, kernel_init=init, name=name)
-            return nn.gelu(layer(x_rsw), approximate=False)
+            return activations.gelu(layer(x_rsw))
 
         event_rsw = sequence.concat(features.history, names["item"] + names["event"], c.dtype)
         own_rcw = sequence.concat(features.candidate, names["item"] + names["context"], c.dtype)

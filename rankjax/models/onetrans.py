@@ -276,7 +276,8 @@ PAPER = papers.Paper(
         ),
         (
             "tokens are normed before the first block, NS tokens before the head",
-            "embeddings start small beside what a block adds; `token_norm='none'`",
+            "embeddings start small beside what a block adds; NE on the synthetic world (100,000 "
+            "impressions, history 20) was lower in all of three seeds, by .0007; `token_norm`",
         ),
         (
             "no sequence is pre-aggregated into NS tokens",

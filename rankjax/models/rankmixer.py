@@ -58,6 +58,7 @@ class Config:
     dtype: str = "float32"  # of activations; parameters are always float32
 
     axes: ClassVar[dict[str, str]] = {"T": "tokens", "L": "layers", "D": "width"}
+    newer: ClassVar[tuple[str, ...]] = ("experts", "active_share", "dtsi")  # than studies
     paper_scope: ClassVar[str] = (
         "the L blocks with all experts, without tokenizer and heads; FLOPs per candidate"
     )
@@ -281,8 +282,6 @@ def _usage(gates: list[jax.Array], valid_n: jax.Array, target: float) -> auxilia
     """Mean over valid candidates, tokens and layers of sum_j G_j, and the share of G_j > 0."""
     gate_ltnx = jnp.stack(gates)
     weight_n = valid_n / jnp.maximum(valid_n.sum(), 1)
-    # Padding is replaced, not only weighted by 0: what it computes may be anything.
-    gate_ltnx = jnp.where(valid_n[:, None], gate_ltnx, 0)
     return auxiliary.Penalty(
         value=(gate_ltnx.sum(axis=-1).mean(axis=(0, 1)) * weight_n).sum(),
         weight=GATE_WEIGHT,

@@ -7,11 +7,30 @@ from typing import Any
 from rankjax import models, optim, train
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
-from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from rankjax.models import (
+    autoint,
+    dcnv2,
+    din,
+    dlrm,
+    dlrm_v3,
+    grab,
+    hhft,
+    hiformer,
+    hstu,
+    longer,
+    mtgr,
+    onetrans,
+    rankmixer,
+    tokenmixer_large,
+    transformer,
+    wukong,
+)
 from rankjax.scaling import ladder, study
 
 # Sizes that train in seconds to minutes on CPU cores; sizes of the papers are constants of the
 # models' own files. An architecture without an entry has the sizes of its `Config()`.
+SPLIT = {"tokens": 8, "tokenizer": "even_split", "layers": 2, "width": 16}
+STREAM = {"history": 50, "layers": 2, "width": 16, "heads": 2}
 SMALL = {
     "dlrm_mlp": dlrm.Config(layers=2, width=32, pooling=("mean",)),
     "dcnv2_din": dcnv2.Config(
@@ -26,7 +45,26 @@ SMALL = {
         attention_hidden=(16,),
     ),
     "hstu": hstu.Config(history=50, layers=2, width=16, heads=2, position_init="recency"),
-}
+    "dlrm": dlrm.DotConfig(layers=2, width=16, expansion=2),
+    "din": din.Config(layers=2, width=32, attention_hidden=(16,)),
+    "autoint": autoint.Config(layers=2, width=16, heads=2),
+    "wukong": wukong.Config(layers=2, width=16, rank=8, hidden=32),
+    "transformer": transformer.Config(**SPLIT, heads=2, expansion=2),
+    "heteroatt": hiformer.HeteroAttConfig(**SPLIT, heads=2, expansion=2),
+    "hiformer": hiformer.HiformerConfig(
+        **SPLIT, heads=2, expansion=2, rank_query=32, rank_key=32, rank_value=64
+    ),
+    "hhft": hhft.Config(
+        **SPLIT, heads=2, hetero_layers=1, virtual_tokens=8, expansion=2, hiformer_expansion=2,
+        tower=(32,),
+    ),
+    "tokenmixer_large": tokenmixer_large.Config(**SPLIT),
+    "dlrm_v3": dlrm_v3.Config(**STREAM),
+    "mtgr": mtgr.Config(**STREAM),
+    "grab": grab.Config(**STREAM),
+    "longer": longer.Config(**STREAM),
+    "onetrans": onetrans.Config(**STREAM, tokens=8),
+}  # fmt: skip
 # Without an entry: the small size's own value of every axis that has one, and its doublings.
 LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
     "dlrm_mlp": {"width": (8, 32, 128, 512)},

@@ -99,6 +99,24 @@ def test_a_pruned_layer_computes_the_first_tokens_exactly(layer):
     np.testing.assert_allclose(score(pruned, cut, x_tnd), want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [T, 2])
+def test_every_projection_has_its_own_rank(outputs):
+    x_tnd = jax.ShapeDtypeStruct((T, N, D), jnp.float32)
+
+    def counts(layer):
+        layer = dataclasses.replace(layer, outputs=outputs)
+        params = jax.eval_shape(layer.init, jax.random.key(0), x_tnd)["params"]
+        return {name: builders.count(p) for name, p in params.items()}
+
+    TD, P, q, v = T * D, outputs, H * Q, H * V
+    key, value, out = TD * T * q, TD * T * v, P * v * D
+    assert counts(FULL) == {"query": TD * P * q, "key": key, "value": value, "out": out}
+    value = 4 * (TD + T * v)
+    assert counts(OWN) == {"query": P * D * q, "key": key, "value": value, "out": out}
+    query, key = 2 * (TD + P * q), 3 * (TD + T * q)
+    assert counts(LOW) == {"query": query, "key": key, "value": value, "out": out}
+
+
 @pytest.mark.parametrize("layer", [FULL, LOW, OWN])
 def test_a_layer_multiplies_as_often_as_it_has_weights(layer):
     x_tnd = jax.ShapeDtypeStruct((T, N, D), jnp.float32)

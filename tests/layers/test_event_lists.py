@@ -100,7 +100,8 @@ def test_lists_are_stable_merges_of_the_newest_events(by, sequences, history, sa
 def test_times_and_padding():
     found, _ = lists_of("intent", 3, 20)(row([0, -1, 1] + [-1] * 7, [1, 1, 3] + [0] * 7))
     t = jax.tree.map(lambda x: np.asarray(x[0]), found.tokens)
-    assert set(t.role[t.segment < 0]) == {PAD}
+    padding = t.segment < 0
+    assert set(t.role[padding]) == {PAD} and not t.position[padding].any()
     separators = np.asarray(found.separator[0])
     assert separators.sum() == 4 and set(t.time[separators]) == {np.iinfo(np.int32).min}
     events = (t.role == HISTORY) & ~separators

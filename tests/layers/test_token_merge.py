@@ -113,6 +113,19 @@ def test_tokens_of_a_packed_row():
     assert read(t.bias_time)[:3] == [-9, -3, -5]
 
 
+def test_the_mask_inside_groups():
+    groups = grouped(2, 2)(np.array([[0, 0, 0, 1, 0, -1, 0, 1, -1, -1, -1]], np.int32))
+    queries, keys, rule = groups.inner_mask()
+    found = np.asarray(rule.allow(queries, keys)[0])
+    # Sample 0: an event alone in its oldest group, and two pairs; sample 1: a pair.
+    alone, pair, none = np.array([[0, 0], [0, 1]]), np.ones((2, 2)), np.zeros((2, 2))
+    want = [alone, none, none, none, pair, pair, pair]
+    assert found.shape == (14, 14)
+    for m, block in enumerate(want):
+        np.testing.assert_array_equal(found[2 * m : 2 * m + 2, 2 * m : 2 * m + 2], block)
+    assert found.sum() == sum(x.sum() for x in want)
+
+
 def test_inner_trans_stays_in_the_group_and_off_the_padding():
     rng = np.random.default_rng(0)
     rows = np.array([[0, 0, 1, 0, 1, 1, 1, -1, 1, -1, 0]], np.int32)

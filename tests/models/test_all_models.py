@@ -7,6 +7,9 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from rankjax import embedding, evaluate, models
 from rankjax.batch import Batch, pack
@@ -21,6 +24,7 @@ from rankjax.models import (
     hhft,
     hiformer,
     hstu,
+    longer,
     mtgr,
     onetrans,
     rankmixer,
@@ -28,6 +32,7 @@ from rankjax.models import (
     transformer,
     wukong,
 )
+from rankjax.scaling import presets
 from tests import tiny
 
 S, C, R = 10, 4, 6
@@ -42,7 +47,7 @@ CONFIGS = {
     "transformer": transformer.Config(layers=2, width=8, heads=2, expansion=2, tasks=2),
     "heteroatt": hiformer.HeteroAttConfig(layers=2, width=8, heads=2, expansion=2, tasks=2),
     "hiformer": hiformer.HiformerConfig(
-        layers=2, width=8, heads=2, expansion=2, rank_value=6, tasks=2, pooling=("mean", "target")
+        tokenizer="group", layers=2, width=8, heads=2, expansion=2, rank_value=6, tasks=2
     ),
     "hhft": hhft.Config(width=8, heads=2, virtual_tokens=4, tower=(8,), tasks=2),
     "rankmixer": rankmixer.Config(
@@ -51,6 +56,7 @@ CONFIGS = {
     "tokenmixer_large": tokenmixer_large.Config(layers=2, width=10, tasks=2),
     "dlrm_v3": dlrm_v3.Config(history=16, layers=2, width=8, heads=2, time_buckets=30, tasks=2),
     "hstu": hstu.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
+    "longer": longer.Config(history=16, layers=2, width=8, heads=2, merge=2, recent=3, tasks=2),
     "mtgr": mtgr.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
     "grab": grab.Config(history=16, realtime=16, layers=2, width=8, heads=2, tasks=2),
     "onetrans": onetrans.Config(
@@ -58,17 +64,22 @@ CONFIGS = {
     ),
 }
 TABLES = embedding.TableConfig(width=4, init_std=0.3)
-EACH = pytest.mark.parametrize("name", sorted(CONFIGS))
+EACH = pytest.mark.parametrize("name", sorted(models.MODELS))
 
 
-def test_every_model_is_here():
-    assert sorted(CONFIGS) == sorted(models.MODELS)
+def config_of(name: str):
+    """The Config that the suite tests; without an entry above, the small one of the presets."""
+    return CONFIGS.get(name) or presets.model(name, tasks=2, history=16)
+
+
+def test_every_config_is_of_an_architecture():
+    assert CONFIGS.keys() <= models.MODELS.keys()
 
 
 @functools.cache
 def scorer(name: str, dtype: str = "float32"):
     """Batch -> logits [R, C, K] with parameters moved off their initial 0 or 1."""
-    config = dataclasses.replace(CONFIGS[name], dtype=dtype)
+    config = dataclasses.replace(config_of(name), dtype=dtype)
     model = models.MODELS[name](config)
     example = tiny.batch(samples=R, history=S, candidates=C)
     layout = embedding.plan(example.schema, TABLES)
@@ -159,6 +170,60 @@ def test_candidates_do_not_see_each_other(name):
     got = scorer(name)(dataclasses.replace(batch, candidate=changed))
     np.testing.assert_array_equal(got[:, [0, 2, 3]], want[:, [0, 2, 3]])
     assert np.abs(got[:, 1] - want[:, 1]).min() > 0
+
+
+@EACH
+def test_candidates_score_alike_alone_in_any_microbatch_and_all_at_once(name):
+    """So that a server may read the user's side once and candidates in parts, in any order."""
+    one_time = not models.MODELS[name].windows
+    batch = random_batch(full=True, one_time=one_time, seed=2)
+    want, rng = scorer(name)(batch), np.random.default_rng(0)
+    parts = [np.array([k]) for k in range(C)] + [rng.permutation(C)[:2] for _ in range(3)]
+    for kept in parts:
+        order = np.concatenate([kept, np.setdiff1d(np.arange(C), kept)])
+        moved = part(batch, lambda x, order=order: x[:, order], of=("candidate",))
+        there = np.arange(C) < len(kept)
+        sample = np.where(there, moved.candidate_sample, -1).astype(np.int32)
+        got = scorer(name)(dataclasses.replace(moved, candidate_sample=sample))
+        np.testing.assert_allclose(got[:, : len(kept)], want[:, kept], rtol=1e-5, atol=1e-6)
+
+
+@EACH
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_padding_and_any_packing_score_alike(name, data):
+    """Any events and candidates of any sample may be missing, rows of their own or packed."""
+    holes = arrays(bool, (R, S), elements=st.booleans()), arrays(bool, (R, C))
+    no_event, no_candidate = (data.draw(x) for x in holes)
+    batch = random_batch(full=True, seed=data.draw(st.integers(0, 3)))
+    holed = dataclasses.replace(
+        batch,
+        history_sample=np.where(no_event, -1, batch.history_sample).astype(np.int32),
+        candidate_sample=np.where(no_candidate, -1, batch.candidate_sample).astype(np.int32),
+    )
+    rank = np.argsort(no_event, axis=1, kind="stable")  # the same events, moved to the front
+    tight = part(holed, lambda x: _take(x, rank), of=("history",))
+    want = scorer(name)(tight)[~no_candidate]
+    assert np.isfinite(want).all()
+    got = scorer(name)(holed)[~no_candidate]
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    packed = scorer(name)(pack(holed, 2)).reshape(R, C, -1)[~no_candidate]
+    np.testing.assert_allclose(packed, want, rtol=2e-5, atol=2e-5)
+
+
+def _take(x, rank):
+    return np.take_along_axis(x, rank.reshape(*rank.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+@EACH
+def test_bad_batches_are_refused_before_compiling(name):
+    batch = random_batch()
+    none = part(batch, lambda x: x[:, :0], of=("candidate",))
+    with pytest.raises(ValueError, match="expected at least one candidate slot"):
+        scorer(name)(none)
+    candidate = {k: x for k, x in batch.candidate.items() if k != "category"}
+    with pytest.raises(ValueError, match=r"candidate lacks \['category'\]"):
+        scorer(name)(dataclasses.replace(batch, candidate=candidate))
 
 
 @EACH
@@ -256,7 +321,9 @@ def test_later_events_of_the_log_change_no_logit(name, what, logs):
     assert np.abs(got[~early] - want[~early]).max() > 1e-3
 
 
-WINDOWED = pytest.mark.parametrize("name", [k for k in sorted(CONFIGS) if models.MODELS[k].windows])
+WINDOWED = pytest.mark.parametrize(
+    "name", [k for k in sorted(models.MODELS) if models.MODELS[k].windows]
+)
 
 
 def window() -> Batch:

@@ -200,10 +200,10 @@ def test_feature_tokens_permuted_with_their_parameters_change_nothing():
 
 @EACH
 def test_every_task_reads_its_own_token(config):
-    params = jax.tree.map(np.copy, drawn(config))
-    before = score(config, params, features())
-    params["heads"]["logits"]["kernel"][1] += 1
-    after = score(config, params, features())
+    params = drawn(config)
+    changed = jax.tree.map(np.copy, params)
+    changed["heads"]["logits"]["kernel"][1] += 1
+    before, after = (score(config, p, features()) for p in (params, changed))
     np.testing.assert_array_equal(after[..., 0], before[..., 0])
     assert np.abs(after[..., 1] - before[..., 1]).min() > 1e-4
 

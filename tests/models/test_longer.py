@@ -410,17 +410,6 @@ def test_the_mask_in_the_papers_order():
         "1110 000 000 111",
     )
     np.testing.assert_array_equal(found["layer 1"], want)
-    want = table(
-        "00 00 00 00",
-        "01 00 00 00",
-        "00 11 00 00",
-        "00 11 00 00",
-        "00 00 11 00",
-        "00 00 11 00",
-        "00 00 00 00",
-        "00 00 00 01",
-    )
-    np.testing.assert_array_equal(found["InnerTrans"], want)
 
 
 def test_the_last_layer_may_compute_the_globals_only():

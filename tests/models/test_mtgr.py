@@ -23,8 +23,8 @@ CONFIGS = {
     "text": SMALL,
     "as drawn, without biases": dataclasses.replace(
         *(SMALL,),
-        **{"residual_from": "normed", "token_norm": "layer", "projection_bias": False},
-        **{"attn_norm": "const", "norm_constant": 3.0, "prune_last": False, "layers": 1},
+        **{"residual_from": "normed", "projection_bias": False, "attn_norm": "const"},
+        **{"norm_constant": 300.0, "prune_last": False, "layers": 1},
     ),
     "norm before the gate, one pair for all, a small head": dataclasses.replace(
         *(SMALL,),
@@ -96,7 +96,7 @@ def expected(b, config, p, sides):
     """The reference's logits [valid candidates, K] of an unpacked batch, float64, row by row."""
     static = 2 + config.history + config.realtime + 1
     normalizer = {"static_max": static, "const": config.norm_constant, "valid_len": None}
-    fields = ("heads", "layers", "residual_from", "norm_before_gate", "token_norm", "output_norm")
+    fields = ("heads", "layers", "residual_from", "norm_before_gate", "output_norm")
     c = {name: getattr(config, name) for name in fields}
     c["normalizer"] = normalizer[config.attn_norm]
     side = lambda side, names, at: np.concatenate([np.float64(sides[side][n][at]) for n in names])
@@ -135,7 +135,7 @@ def test_the_number_of_tokens_as_the_normalizer():
     want = expected(b, VALID_LEN, builders.float64(params_of(VALID_LEN)), sides_of(b))
     got = score(b, VALID_LEN)
     np.testing.assert_allclose(got[b.candidate_mask], want, rtol=0, atol=1e-5)
-    assert np.isfinite(got).all()  # padding, which has no sample to count, included
+    assert np.isfinite(got).all()
     with pytest.raises(ValueError, match="mtgr with attn_norm='valid_len': the batch holds"):
         score(window(), VALID_LEN)
 
@@ -421,11 +421,6 @@ def test_parameter_count(change):
     assert builders.count(params) == tokens + c.paper_params() + head
 
 
-def test_token_norm_adds_a_pair_per_group():
-    with_norm = shapes_of(dataclasses.replace(SMALL, token_norm="layer"))
-    assert builders.count(with_norm) == builders.count(shapes_of(SMALL)) + 2 * 4 * 8
-
-
 @pytest.mark.parametrize("figure", mtgr.PAPER.figures, ids=lambda figure: figure.what)
 def test_printed_flops(figure):
     if figure.tolerance is not None:
@@ -483,7 +478,6 @@ def test_a_config_goes_to_json_and_back():
         ({"attn_norm": "batch_max"}, "attn_norm='batch_max', expected one of"),
         ({"norm_constant": 0}, "norm_constant=0, expected > 0"),
         ({"residual_from": "y"}, "residual_from='y', expected one of"),
-        ({"token_norm": "rms"}, "token_norm='rms', expected one of"),
         ({"output_norm": "group"}, "output_norm='group', expected one of"),
         ({"init": "zeros"}, "init='zeros', expected one of"),
         ({"implementation": "cuda"}, "implementation='cuda', expected one of"),

@@ -338,7 +338,7 @@ def test_and_the_gradients_of_what_is_left_stay():
         np.testing.assert_allclose(pruned, whole, rtol=0, atol=1e-5 * max(1, np.abs(whole).max()))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS)[:3])
+@pytest.mark.parametrize("name", list(CONFIGS)[:3:2])
 @hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(seed=st.integers(0, 10**6))
 def test_packed_rows_score_as_separate_rows(name, seed):
@@ -451,6 +451,8 @@ def test_parameters_outside_the_blocks():
     assert builders.count(params["token_norm"]) + builders.count(params["out_norm"]) == 16
     names = {"tokenizer", "events", "token_norm", "out_norm", "head", "block_0", "block_1"}
     assert set(params) == names
+    narrow = params_of(CONFIGS[list(CONFIGS)[3]])["head"]
+    assert builders.count(narrow) == K * (24 * 5 + 5 + 5 + 1)
     three = CONFIGS["sequences by time, post-norm"]
     events = 3 * ((13 + 1) * 5 + (5 + 1) * 8)
     assert builders.count(params_of(three)["events"]) == events + 3 * 8 + 5 * 8

@@ -222,6 +222,8 @@ def test_parameters_outside_the_blocks():
     assert builders.count(shapes["out_norm"]) == builders.count(shapes["aux_norm_2"]) == 10
     default = interaction.shapes(model_of(dataclasses.replace(SMALL, tokenizer_hidden=None)))
     assert default["global"]["all"]["kernel"].shape == (10, 10)
+    linear = interaction.shapes(model_of(dataclasses.replace(SMALL, tokenizer_hidden=0)))
+    assert set(linear["global"]) == {"all"} and len(linear["tokenizer"]) == 4
 
 
 def test_sizes_of_the_paper():

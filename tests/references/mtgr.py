@@ -2,8 +2,8 @@
 
 Written from arXiv 2505.18654 and the authors' article. `p` is the model's parameter tree as float64
 arrays; `c` a dict of heads, layers, normalizer (None = the number of tokens), residual_from,
-norm_before_gate, token_norm, output_norm. A token is a dict of group ("U", "S", "R" or "I"), time
-and, of a candidate, its number.
+norm_before_gate, output_norm. A token is a dict of group ("U", "S", "R" or "I"), time and, of a
+candidate, its number.
 """
 
 import math
@@ -113,8 +113,6 @@ def logits(p, c, user, events, candidates):
         x.append(gelu(linear(e, p["candidate"])))
         tokens.append({"group": "I", "time": time, "number": k})
     x_nd = np.stack(x)
-    if c["token_norm"] == "layer":
-        x_nd = group_norm(x_nd, [t["group"] for t in tokens], p["token_norm"])
     for i in range(c["layers"]):
         x_nd = layer(x_nd, tokens, p[f"layer_{i}"], c)
     out = []
