@@ -67,13 +67,19 @@ def machine() -> dict[str, Any]:
 
 
 def measure(
-    jobs: dict[str, Callable[[], float]], peer_items: list[dict[str, Any]], config: Rounds
+    jobs: dict[str, Callable[[], float]],
+    peer_items: list[dict[str, Any]],
+    config: Rounds,
+    *,
+    in_turn: bool = True,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Runs jobs and peers in rounds.
 
     Args:
       jobs: {name: call}; a call does the work once and returns its seconds.
       peer_items: entries of torch_peers.py's WORK.json, without warmup and repeats.
+      in_turn: the calls of a round take turns; False: each runs its repeats in a row, as the peers
+        do, and finds its arrays in the caches, as theirs do.
     Returns: {name: seconds}, and the peers: {"skipped": reason} or {"torch", "threads", "results":
       {name: {"seconds": [...], ...}}}.
     """
@@ -83,12 +89,13 @@ def measure(
     if config.peers:
         peers = {"skipped": reason} if reason else {"results": {}}
     for _ in range(config.rounds):
-        for call in jobs.values():
-            for _ in range(config.warmup):
-                call()
-        for _ in range(config.repeats):
-            for name, call in jobs.items():
-                seconds[name].append(call())
+        for group in [jobs] if in_turn else [{name: call} for name, call in jobs.items()]:
+            for call in group.values():
+                for _ in range(config.warmup):
+                    call()
+            for _ in range(config.repeats):
+                for name, call in group.items():
+                    seconds[name].append(call())
         if "results" in peers:
             _add_peers(peers, run_peers(peer_items, config))
     return seconds, peers

@@ -40,6 +40,13 @@ def test_calls_are_interleaved_and_warmed_up(monkeypatch):
     assert peers == {"torch": "1", "threads": 2, "results": {"c": {"seconds": [2.0] * 4}}}
 
 
+def test_in_a_row():
+    said = []
+    jobs = {name: lambda name=name: said.append(name) or 1.0 for name in "ab"}
+    rounds.measure(jobs, [], rounds.Rounds(rounds=2, repeats=2, warmup=1), in_turn=False)
+    assert said == ["a"] * 3 + ["b"] * 3 + ["a"] * 3 + ["b"] * 3
+
+
 def test_peers_that_cannot_run_are_skipped_with_a_reason(monkeypatch, tmp_path):
     one = rounds.Rounds(rounds=1, repeats=1, peers=True)
     monkeypatch.setattr(rounds, "PEERS", tmp_path / "gone.py")

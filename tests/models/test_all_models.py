@@ -6,7 +6,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -32,7 +31,7 @@ from rankjax.models import (
     transformer,
     wukong,
 )
-from rankjax.scaling import presets
+from rankjax.scaling import presets, sizes
 from tests import tiny
 
 S, C, R = 10, 4, 6
@@ -78,24 +77,33 @@ def test_every_config_is_of_an_architecture():
 
 @functools.cache
 def scorer(name: str, dtype: str = "float32"):
-    """Batch -> logits [R, C, K] with parameters moved off their initial 0 or 1."""
+    """Batch -> logits [R, C, K]; every parameter is drawn, none at its initial 0 or 1."""
     config = dataclasses.replace(config_of(name), dtype=dtype)
     model = models.MODELS[name](config)
-    example = tiny.batch(samples=R, history=S, candidates=C)
-    layout = embedding.plan(example.schema, TABLES)
-
-    @jax.jit
-    def make(key, batch):
-        tables = embedding.init(key, example.schema, TABLES)
-        ids = embedding.deduplicate(layout, batch)
-        rows = embedding.gather(tables, ids)
-        features, _ = embedding.features(layout, rows, ids, batch)
-        return tables, nn.unbox(model.init(key, features, train=False))["params"]
-
-    tables, params = make(jax.random.key(0), example.without_impression())
+    schema = tiny.batch().schema
+    layout = embedding.plan(schema, TABLES)
+    params = sizes.abstract_params(config, schema, TABLES.width)
+    tables = jax.eval_shape(lambda: embedding.init(jax.random.key(0), schema, TABLES))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype("f4"), params)
-    score = jax.jit(functools.partial(evaluate.score, model, layout))
+
+    def draw(path, x):
+        values = rng.normal(size=x.shape)
+        if x.ndim > 1:
+            values /= np.sqrt(x.shape[-2])
+        else:
+            values = 0.3 * values + (path[-1].key == "scale")
+        return values.astype(np.float32)
+
+    def rows(x):
+        values = 0.3 * rng.normal(size=x.shape).astype(np.float32)
+        values[0] = 0  # of what is missing
+        return values
+
+    params = jax.tree_util.tree_map_with_path(draw, params)
+    tables = jax.tree.map(rows, tables)
+    # Quick to compile, slow to run: what fits tiny batches.
+    options = {"xla_backend_optimization_level": 0}
+    score = jax.jit(functools.partial(evaluate.score, model, layout), compiler_options=options)
     return lambda batch: np.asarray(score(params, tables, batch.without_impression()))
 
 

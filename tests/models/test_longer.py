@@ -250,9 +250,13 @@ def lay_out(b, rows, slots, S):
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(draw=strategies.data())
 def test_a_score_does_not_depend_on_where_events_lie(config, draw):
-    """Three samples in one row, their events shuffled into each other and into padding."""
-    S = 17
-    rows = draw.draw(strategies.permutations(range(4)))[:3]
+    """Three samples in one row, one without events, shuffled into each other and into padding.
+
+    In a row so tight an older group stands among the newest ones.
+    """
+    S = 11
+    rows = [1, *draw.draw(strategies.sampled_from([(0, 2), (3, 2), (0, 3)]))]
+    rows = draw.draw(strategies.permutations(rows))
     total = sum(LENGTHS[row] for row in rows)
     owner = [g for g, row in enumerate(rows) for _ in range(LENGTHS[row])] + [3] * (S - total)
     owner = np.array(draw.draw(strategies.permutations(owner)))
