@@ -19,6 +19,7 @@ import rich.tree
 from rankjax import embedding, models, papers
 from rankjax.batch import CANDIDATE, CONTEXT, GLOBAL, HISTORY, PAD, Features, Tokens
 from rankjax.data.sources import synthetic
+from rankjax.layers import tokenizers
 from rankjax.scaling import markup, presets, sizes
 from rankjax.schema import Schema
 
@@ -53,7 +54,7 @@ def named() -> dict[str, tuple[str, papers.Size]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row, with COLUMNS, per named size. What the world's features cannot fill is None."""
+    """One row, with COLUMNS, per named size; "note" says what the world's features changed."""
     return [_row(name, *found) for name, found in named().items()]
 
 
@@ -74,18 +75,28 @@ def _row(name: str, architecture: str, size: papers.Size) -> dict[str, Any]:
         "layers": fields.get(axes.get("L", "")),
         "width": fields.get(axes.get("D", "")),
         "heads": fields.get("heads"),
-        "dense_params": None,
-        "flops": None,
-        "note": "",
     }
-    schema = world_schema()
-    try:
-        row["dense_params"] = sizes.dense_params(config, schema, WIDTH)
-        history = fields.get("history", HISTORY_SLOTS)
-        row["flops"] = sizes.forward_count(config, schema, WIDTH, True, history, 1).total
-    except ValueError as error:  # a tokenizer whose T the schema decides
-        row["note"] = str(error)
+    config, row["note"] = fitting(config)
+    schema, history = world_schema(), fields.get("history", HISTORY_SLOTS)
+    row["dense_params"] = sizes.dense_params(config, schema, WIDTH)
+    row["flops"] = sizes.forward_count(config, schema, WIDTH, True, history, 1).total
     return {column: row[column] for column in COLUMNS}
+
+
+def fitting(config: Any) -> tuple[Any, str]:
+    """The Config as the world's features can fill it, and what was changed ("" = nothing).
+
+    A number of tokens that is printed, with a tokenizer that takes it from the data, is kept with
+    "even_split" instead.
+    """
+    fields = dataclasses.asdict(config)
+    if fields.get("tokens") is None or fields.get("tokenizer") not in tokenizers.FROM_DATA:
+        return config, ""
+    try:
+        sizes.dense_params(config, world_schema(), WIDTH)
+    except ValueError as error:
+        return dataclasses.replace(config, tokenizer="even_split"), f"even_split, since {error}"
+    return config, ""
 
 
 def world_schema() -> Schema:
@@ -126,11 +137,8 @@ def as_tree(name: str, leaves: list[tuple[str, tuple[int, ...]]]) -> rich.tree.T
 
 
 def tree(config: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """(path, shape) of every dense parameter, on the world's features.
-
-    Raises ValueError where they do not fit the Config.
-    """
-    params = sizes.abstract_params(config, world_schema(), WIDTH)
+    """(path, shape) of every dense parameter, on the world's features (see `fitting`)."""
+    params = sizes.abstract_params(fitting(config)[0], world_schema(), WIDTH)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [("/".join(str(k.key) for k in path), x.shape) for path, x in leaves]
 

@@ -311,9 +311,12 @@ def _show_size(name: str, picture: pathlib.Path | None, as_json: bool) -> None:
     if as_json:
         found = {"name": name, "architecture": architecture, "on": catalogue.ON}
         found |= {"config": dataclasses.asdict(config), "mask": path and str(path)}
+        found["note"] = catalogue.fitting(config)[1]
         print(json.dumps(found | {"params": {k: list(shape) for k, shape in leaves}}))
         return
     rich.print(catalogue.as_tree(name, leaves))
+    if note := catalogue.fitting(config)[1]:
+        print(note)
     print(f"mask of a small sample: {path}" if path else "no masked attention")
 
 

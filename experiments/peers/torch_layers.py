@@ -71,6 +71,11 @@ def attend(
     return heads_last(F.scaled_dot_product_attention(q, k, v, mask, scale=scale))
 
 
+def matmul(p: Params, x: torch.Tensor) -> torch.Tensor:
+    """x W, or x_t W_t."""
+    return x @ p["kernel"]
+
+
 # --- feature interaction ----------------------------------------------------------------------
 
 
@@ -331,7 +336,7 @@ def onetrans(p: Params, x_rnd: torch.Tensor, x_tmd: torch.Tensor, *, allow, own_
 FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     f.__name__: f
     for f in (
-        *(mlp, dots, cross, dice_layer, target_attention, autoint, wukong, transformer),
+        *(matmul, mlp, dots, cross, dice_layer, target_attention, autoint, wukong, transformer),
         *(heteroatt, hiformer, hhft, rankmixer, tokenmixer_large),
         *(hstu, dlrm_v3, mtgr, grab, encoder, onetrans),
     )
