@@ -71,7 +71,8 @@ BASELINES = {
     "autoint": autoint.Config(layers=1, width=16, heads=2),
     "wukong": wukong.Config(layers=1, width=16, rank=8, hidden=32),
     "transformer": transformer.Config(**SPLIT, heads=2, expansion=2),
-    "tokenmixer_large": tokenmixer_large.Config(**SPLIT),
+    # From two layers on, of which the second has an inter-residual.
+    "tokenmixer_large": tokenmixer_large.Config(**{**SPLIT, "layers": 2}),
     "dlrm_v3": dlrm_v3.Config(**STREAM),
 }
 PLAIN = ("dlrm_mlp", "dcnv2_din", "din")
@@ -81,7 +82,8 @@ def compound(name: str, base: Any) -> ladder.Ladder:
     """x 1, x 2 and x 4 along every axis at once (plain networks: their width x 1, x 4, x 16)."""
     axes = type(base).axes
     sizes = {f: dataclasses.asdict(base)[f] for f in axes.values()}
-    steps = []
+    # A plain DNN without hidden layers is logistic regression on ids and dense features.
+    steps = [{"layers": 0}] if name == "dlrm_mlp" else []
     for factor in (1, 2, 4):
         grown = {f: factor * x for f, x in sizes.items() if x is not None}
         if name in PLAIN:
@@ -165,7 +167,7 @@ def crossed(log: event_log.EventLog, which: str, kind: str, tokens: int | None) 
 
 
 def tokens_of(log: event_log.EventLog, kind: str) -> int:
-    """How many tokens RankMixer's tokenizer makes of the log: from its refusal of a wrong count."""
+    """How many tokens the tokenizer makes of the log's features and the pooled history."""
     schema = log.schema
     pooled = len(schema.history)
     if kind == "per_feature":

@@ -71,12 +71,13 @@ class Batch:
         return dataclasses.replace(self, impression=None)
 
     def check(self, schema: Schema) -> None:
-        """Raises ValueError where no candidate has a slot, or a feature of `schema` is missing."""
-        R, C = self.candidate_sample.shape
-        if C == 0:
-            raise ValueError(
-                f"batch: candidate_sample has shape {(R, C)}, expected at least one candidate slot"
-            )
+        """Raises ValueError without a slot of either side, or a feature of `schema`."""
+        for side, slots in (("candidate", self.candidate_sample), ("history", self.history_sample)):
+            if slots.shape[1] == 0:
+                raise ValueError(
+                    f"batch: {side}_sample has shape {slots.shape}, expected at least one {side} "
+                    "slot (padding has sample -1)"
+                )
         for side in ("user", "history", "candidate"):
             there, wanted = getattr(self, side), [f.name for f in getattr(schema, side)]
             if missing := [name for name in wanted if name not in there]:
@@ -134,17 +135,20 @@ class Features:
             return jnp.broadcast_to(x_rge, (x_rge.shape[0], C, *x_rge.shape[2:]))
         return jnp.take_along_axis(x_rge, jnp.maximum(self.candidate_sample, 0)[..., None], axis=1)
 
-    def require_one_time(self, model: str) -> None:
+    def require_one_time(
+        self, model: str, why: str = "it reads the history once per sample"
+    ) -> None:
         """Raises ValueError where a sample's candidates have several times (windows).
 
         For models whose user side reads all of the history: with several times an early candidate
         would read it through tokens that have read events at or after that candidate's own time.
+        why: what of the model it is, for the message.
         """
         if not self.one_time:
             raise ValueError(
                 f"{model}: the batch holds samples whose candidates have different times "
-                "(organisation 'window'); this model pools the history once per sample, so an "
-                "early candidate would see later events. Use 'request' or 'impression' samples."
+                f"(organisation 'window'); {why}, so an early candidate would see later events. "
+                "Use 'request' or 'impression' samples."
             )
 
 

@@ -35,7 +35,7 @@ def apply(
 
     The logits are the model's plus the additive part that is the same for every architecture: the
     sum of per-id scalar biases of the user's and the candidate's features. Auxiliary heads get it
-    too.
+    too. Padding candidates get 0.
     """
     features, bias_rck = embedding.features(layout, rows, ids, batch)
     logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
@@ -43,7 +43,7 @@ def apply(
     def biased(x_rck: jax.Array, bias_rck: jax.Array) -> jax.Array:
         # Broadcast against the biases, a model's wrong shape would pass unseen.
         chex.assert_shape(x_rck, bias_rck.shape)
-        return x_rck.astype(jnp.float32) + bias_rck
+        return jnp.where(batch.candidate_mask[..., None], x_rck.astype(jnp.float32) + bias_rck, 0)
 
     heads = {name: term for name, term in aux.items() if isinstance(term, auxiliary.Logits)}
     found = dict(aux)

@@ -334,7 +334,9 @@ class Piecewise:
     def __call__(self, lengths: Sequence[np.ndarray | int]) -> np.ndarray:
         """Values, float64, at (S, C): numbers or arrays of broadcastable shapes."""
         s, c = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in lengths))
-        s = -(-s // self.unit)
+        # A first piece of one or two lengths says nothing of 0: no event counts as one there.
+        first = self.breaks[0] if self.breaks else math.inf
+        s = np.maximum(-(-s // self.unit), 1 if first < 3 else 0)
         found = np.zeros(s.shape)
         which = np.searchsorted(self.breaks, s)  # s on a break belongs to the piece before it
         for i, piece in enumerate(self.pieces):

@@ -62,11 +62,6 @@ class MaskRule:
         if self.window is not None and self.window < 0:
             raise ValueError(f"MaskRule: window={self.window}, expected >= 0 or None")
 
-    @property
-    def one_time(self) -> bool:
-        """Whether the rule itself asks for samples whose candidates share one time."""
-        return self.context == "history" or self.history == "full"
-
     def allow(self, q: Tokens, k: Tokens) -> jax.Array:
         """bool [R, N, M]: may query token n read key token m? q is [R, N], k is [R, M]."""
         q = jax.tree.map(lambda x_rn: x_rn[:, :, None], q)

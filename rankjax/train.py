@@ -38,6 +38,9 @@ class TrainConfig:
     log_every: int = 50  # steps
 
 
+RANDOM = ("dropout", "input_dropout", "stochastic_length")  # fields that only training reads
+
+
 class NonFiniteLoss(FloatingPointError):
     """Loss or gradient became NaN or Inf; `state` is intact, as it was before `step`."""
 
@@ -118,8 +121,9 @@ def _program(
 ) -> Program:
     model = build_model(model_config)
     layout = embedding.plan(schema, tables)
-    # With dropout, a prediction made before the update needs a forward pass of its own.
-    stochastic = dataclasses.asdict(model_config).get("dropout", 0.0) > 0
+    # With random bits, a prediction made before the update needs a forward pass of its own.
+    fields = dataclasses.asdict(model_config)
+    stochastic = any(fields.get(name) for name in RANDOM)
     step = functools.partial(_step, model, layout, optimizer, tables, task_weights, stochastic)
     score = functools.partial(evaluate.score, model, layout)
     return Program(model, layout, jax.jit(step, donate_argnums=0), jax.jit(score))

@@ -77,4 +77,4 @@ def test_a_study_trains_it_along_its_axes(deepfm, log, tmp_path):
     assert report.exists()
     rows, _ = study.load_rows(tmp_path)
     assert {row["architecture"] for row in rows.values()} == {"deepfm"}
-    assert all(row["test_ne"] < 2 for row in rows.values())
+    assert all(row["test_ne"] > 0 and row["failed"] is None for row in rows.values())

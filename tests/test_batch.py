@@ -59,3 +59,6 @@ def test_what_a_schema_misses_is_named():
     none = dataclasses.replace(batch, candidate_sample=batch.candidate_sample[:, :0])
     with pytest.raises(ValueError, match=r"shape \(6, 0\), expected at least one candidate"):
         none.check(batch.schema)
+    none = dataclasses.replace(batch, history_sample=batch.history_sample[:, :0])
+    with pytest.raises(ValueError, match=r"history_sample .* expected at least one history"):
+        none.check(batch.schema)

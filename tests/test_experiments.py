@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from rankjax import embedding, train
+from rankjax import embedding, models, train
 from rankjax.data import event_log, samples
 from rankjax.models import dlrm
-from rankjax.scaling import trial
+from rankjax.scaling import sizes, trial
 from tests import tiny
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -54,6 +54,33 @@ def test_ebnerd_goes_along_every_axis_at_two_budgets(tmp_path):
             found = asked.samples_of(config)
             assert found.organisation == "request" and found.max_candidates == 16
             assert found.history == (value if one.axis == "S" else 50)
+
+
+@pytest.mark.parametrize("which", ["world", "ebnerd"])
+def test_all_architectures_have_a_compound_ladder_and_the_nine_their_axes(which, tmp_path):
+    module = load("all_architectures")
+    asked = module.ask(event_log.EventLog.open(tiny.log(tmp_path / "log")), which)
+    names = {one.name: one for one in asked.ladders}
+    assert {one.architecture for one in asked.ladders} == set(models.MODELS)
+    for name in models.MODELS:
+        assert len(names[f"{name} all"].configs) >= 3
+    for name in module.NINE:
+        for axis, field in type(module.NINE[name]).axes.items():
+            first, *more = names[f"{name} {axis}"].values
+            assert more == [2 * first, 4 * first], (name, field)
+    assert asked.seeds == (0, 1) and len(asked.learning_rates) == 3
+    logistic = names["dlrm_mlp all"].configs[0]
+    assert logistic.layers == 0
+
+
+def test_the_cross_builds_for_every_tokenizer(tmp_path):
+    module = load("all_architectures")
+    log = event_log.EventLog.open(tiny.log(tmp_path / "log"))
+    for kind, tokens in module.CROSSED:
+        asked = module.crossed(log, "world", kind, tokens)
+        assert [one.name for one in asked.ladders] == ["rankmixer D", "heteroatt D"]
+        for one in asked.ladders:
+            assert sizes.dense_params(one.configs[0], log.schema, 16) > 0
 
 
 def test_movielens_gives_windows_to_the_sequence_model_only(tmp_path):

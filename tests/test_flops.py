@@ -309,6 +309,13 @@ def test_piecewise_with_breaks_close_together(breaks):
     np.testing.assert_allclose(found((s, c)), np.vectorize(count)(s, c), rtol=1e-12)
 
 
+def test_without_events_a_short_first_piece_counts_one():
+    found = flops.Piecewise.fit(lambda s, c: 5 * min(s, 2) ** 2 + s * c, breaks=(2,))
+    assert found((0, 3)) == found((1, 3)) == 5 + 3
+    plain = flops.Piecewise.fit(lambda s, c: 5 * s**2 + s * c + 2 * c)
+    assert plain((0, 3)) == 6
+
+
 def test_a_break_that_is_not_told_is_found():
     with pytest.raises(ValueError, match="no polynomial of degree <= 2"):
         flops.Piecewise.fit(rounded_and_cut, unit=4)

@@ -181,11 +181,6 @@ def test_context_is_read_at_any_distance():
     np.testing.assert_array_equal(masks.MaskRule(window=1).allow(t, t)[0], want)
 
 
-def test_rules_that_ask_for_one_time():
-    assert masks.MaskRule(context="history").one_time and masks.MaskRule(history="full").one_time
-    assert not masks.MaskRule(context="full", history="time").one_time
-
-
 def test_a_block_of_the_mask_is_the_mask_of_a_block():
     t = tokens("uhhhcc", [0, 3, 4, 9, 4, 10], [0, 1, 2, 3, 2, 4])
     q, k = (Tokens(**{n: x[:, s] for n, x in vars(t).items()}) for s in (slice(2, 6), slice(1, 4)))

@@ -27,7 +27,7 @@ def test_every_model_has_its_paper(name):
 def test_every_named_size_is_a_constant_of_its_file(name):
     module = MODULES[name]
     for size, record in module.PAPER.sizes.items():
-        assert getattr(module, size.upper()) is record.config
+        assert size == size.lower() and getattr(module, size.upper()) is record.config
 
 
 @pytest.mark.parametrize("figure", FIGURES)

@@ -71,9 +71,23 @@ def attend(
     return heads_last(F.scaled_dot_product_attention(q, k, v, mask, scale=scale))
 
 
-def matmul(p: Params, x: torch.Tensor) -> torch.Tensor:
-    """x W, or x_t W_t."""
-    return x @ p["kernel"]
+# --- parts ------------------------------------------------------------------------------------
+
+
+def matmul(p: Params, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w
+
+
+def weight_gradient(p: Params, x_tnd: torch.Tensor, g_tnf: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(x_tnd.mT, g_tnf)
+
+
+def gelu(p: Params, x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x)
+
+
+def layer_norm(p: Params, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 # --- feature interaction ----------------------------------------------------------------------
@@ -336,7 +350,8 @@ def onetrans(p: Params, x_rnd: torch.Tensor, x_tmd: torch.Tensor, *, allow, own_
 FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
     f.__name__: f
     for f in (
-        *(matmul, mlp, dots, cross, dice_layer, target_attention, autoint, wukong, transformer),
+        *(matmul, weight_gradient, gelu, layer_norm),
+        *(mlp, dots, cross, dice_layer, target_attention, autoint, wukong, transformer),
         *(heteroatt, hiformer, hhft, rankmixer, tokenmixer_large),
         *(hstu, dlrm_v3, mtgr, grab, encoder, onetrans),
     )

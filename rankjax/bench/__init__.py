@@ -5,7 +5,7 @@ loading   the loader alone
 tables    the embedding step, as the table grows
 steps     the training step, whole and in parts
 blocks    every architecture's block beside plain PyTorch, pruning, ways to write per-token layers
-block_cases  the blocks, with all that goes into them
+block_cases, block_inputs  the blocks, with all that goes into them
 commands  `rankjax bench ...`
 """
 

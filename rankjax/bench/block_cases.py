@@ -6,6 +6,7 @@ which a model makes once for all of its layers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 
-from rankjax.batch import Features, Tokens
+from rankjax.batch import Tokens
+from rankjax.bench.block_inputs import Size, features, normal, random_params
 from rankjax.kernels.hstu_attention import bias as bias_lib
-from rankjax.layers import feed_forward, history_pooling, sequence, transformer_block
+from rankjax.layers import (
+    activations,
+    feed_forward,
+    history_pooling,
+    norms,
+    sequence,
+    transformer_block,
+)
+from rankjax.layers import per_token as per_token_layers
 from rankjax.masks import MaskRule
 from rankjax.models import (
     autoint,
@@ -37,27 +46,6 @@ from rankjax.models import (
     transformer,
     wukong,
 )
-from rankjax.schema import Feature, Schema, Table, Task
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Size:
-    """N candidates of T feature tokens; R rows of S events and C candidates; D wide, H heads."""
-
-    candidates: int  # N
-    tokens: int  # T
-    rows: int  # R
-    history: int  # S
-    listed: int  # C
-    width: int  # D
-    heads: int = 2  # H
-
-
-SIZES = {
-    # What studies on two cores use, and one where matrix products take most of the time.
-    "small": Size(candidates=512, tokens=8, rows=16, history=50, listed=8, width=32),
-    "large": Size(candidates=512, tokens=16, rows=16, history=111, listed=16, width=64),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,24 +66,6 @@ class Case:
     options: dict[str, Any]
 
 
-def flat(params: Any) -> dict[str, np.ndarray]:
-    """Parameters by their path, as in "ffn/ffn_in/kernel"."""
-    return {k: np.asarray(x) for k, x in traverse_util.flatten_dict(params, sep="/").items()}
-
-
-def random_params(shapes: Any, rng: np.random.Generator) -> Any:
-    """Of the size that initialisers give, and none at 0 or 1, so that a forgotten one is seen."""
-
-    def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-        x = rng.normal(size=shape).astype(np.float32)
-        if path[-1] == "scale":
-            return 1 + 0.1 * x
-        return 0.1 * x if len(shape) < 2 or path[-1] == "bias" else x / np.float32(shape[-2] ** 0.5)
-
-    found = traverse_util.flatten_dict(shapes)
-    return traverse_util.unflatten_dict({k: draw(k, x.shape) for k, x in found.items()})
-
-
 def _case(
     peer: str,
     module: nn.Module,
@@ -107,7 +77,7 @@ def _case(
 ) -> Case:
     """call(module, floats, given) -> the block's output; None: module(*floats)."""
     call = call or (lambda m, floats, given: m(*floats))
-    init = lambda key: module.init(key, floats, given, method=call)["params"]
+    init = lambda key: module.init(key, floats, given, method=call).get("params", {})
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
     return Case(
         apply=lambda params, floats, given: module.apply(
@@ -122,20 +92,63 @@ def _case(
     )
 
 
-def _normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(list(shape)).normal(size=shape).astype(np.float32)
+# --- parts, by which the blocks are explained -------------------------------------------------
+
+
+class _Function(nn.Module):
+    """A function of the inputs alone."""
+
+    function: Callable[..., jax.Array]
+
+    @nn.compact
+    def __call__(self, *floats: jax.Array) -> jax.Array:
+        return self.function(*floats)
+
+
+def _part(peer: str, function: Callable[..., jax.Array], *floats: np.ndarray) -> Case:
+    return _case(peer, _Function(function), floats)
+
+
+def _hidden(s: Size) -> np.ndarray:
+    return normal(s.tokens, s.candidates, 4 * s.width)
+
+
+def _matmul(s: Size, per_token: bool) -> Case:
+    """All tokens by one matrix, or each by its own, four times as wide."""
+    x_tnd, w_tdf = _tokens(s), normal(s.tokens, s.width, 4 * s.width)
+    if per_token:
+        return _part("matmul", lambda x, w: per_token_layers.matmul(x, w, "float32"), x_tnd, w_tdf)
+    return _part("matmul", jnp.matmul, x_tnd.reshape(-1, s.width), w_tdf[0])
+
+
+def _weight_gradient(s: Size) -> Case:
+    """x_t^T g_t, as it is written where `per_token.matmul` is differentiated."""
+    product = lambda x, g: jax.lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))))
+    return _part("weight_gradient", product, _tokens(s), _hidden(s))
+
+
+PARTS: dict[str, Callable[[Size], Case]] = {
+    "part.matmul": lambda s: _matmul(s, per_token=False),
+    "part.matmul_per_token": lambda s: _matmul(s, per_token=True),
+    "part.weight_gradient": _weight_gradient,
+    "part.gelu": lambda s: _part("gelu", activations.gelu, _hidden(s)),
+    "part.gelu_by_erfc": lambda s: _part(
+        "gelu", functools.partial(nn.gelu, approximate=False), _hidden(s)
+    ),
+    "part.layer_norm": lambda s: _part("layer_norm", norms.Norm(affine=False).bind({}), _tokens(s)),
+}
 
 
 # --- feature interaction: token-major [T, N, D], or all inputs side by side [N, W] ------------
 
 
 def _tokens(s: Size) -> np.ndarray:
-    return _normal(s.tokens, s.candidates, s.width)
+    return normal(s.tokens, s.candidates, s.width)
 
 
 def _mlp(s: Size) -> Case:
     widths = (4 * s.width, 4 * s.width)
-    x_nw = _normal(s.candidates, s.tokens * s.width)
+    x_nw = normal(s.candidates, s.tokens * s.width)
     return _case("mlp", feed_forward.MLP(widths), (x_nw,), layers=len(widths))
 
 
@@ -149,7 +162,7 @@ def _dots(s: Size) -> Case:
 
 
 def _cross(s: Size) -> Case:
-    x0, x = _normal(2, s.candidates, s.tokens * s.width)
+    x0, x = normal(2, s.candidates, s.tokens * s.width)
     return _case("cross", dcnv2.Cross(dcnv2.Config(rank=s.width)), (x0, x))
 
 
@@ -160,13 +173,13 @@ def _target_attention(s: Size, activation: str) -> Case:
     def call(m: nn.Module, floats: tuple[jax.Array, ...], reads_rcs: jax.Array) -> jax.Array:
         return jnp.einsum("rcs,rsw->rcw", m(*floats, reads_rcs), floats[0])
 
-    floats = (_normal(s.rows, s.history, s.width + 8), _normal(s.rows, s.listed, s.width))
+    floats = (normal(s.rows, s.history, s.width + 8), normal(s.rows, s.listed, s.width))
     module = history_pooling.TargetAttention((36,), activation)
     return _case("target_attention", module, floats, call, reads_rcs, {"reads": reads_rcs})
 
 
 def _din_layer(s: Size) -> Case:
-    x_nw = _normal(s.candidates, s.tokens * s.width)
+    x_nw = normal(s.candidates, s.tokens * s.width)
     return _case("dice_layer", din.Layer(din.Config(width=4 * s.width)), (x_nw,))
 
 
@@ -197,7 +210,7 @@ def _hiformer(s: Size) -> Case:
 
 def _hhft(s: Size) -> Case:
     config = hhft.Config(width=s.width, heads=s.heads, virtual_tokens=s.tokens)
-    x_nw = _normal(s.candidates, s.width)
+    x_nw = normal(s.candidates, s.width)
     return _case("hhft", hhft.HiformerLayer(config), (x_nw,), heads=s.heads, tokens=s.tokens)
 
 
@@ -214,40 +227,6 @@ def _tokenmixer_large(s: Size) -> Case:
 # --- sequences: [R, N, D], masked by what is known of the tokens ------------------------------
 
 
-def features(s: Size) -> Features:
-    """R requests of C candidates; the histories' lengths fall from S to about S / 2."""
-    tables = (Table(name="item", rows=2), Table(name="age", rows=2), Table(name="action", rows=2))
-    found = (
-        Feature(name="age", side="user", group="user", table="age"),
-        Feature(name="item", side="item", group="item", table="item"),
-        Feature(name="action", side="event", group="action", table="action", action=True),
-    )
-    R, S, C, E = s.rows, s.history, s.listed, s.width
-    rng = np.random.default_rng(2)
-    lengths_r1 = S - (np.arange(R) * S // (2 * R))[:, None]
-    valid_rs, slot_s = np.arange(S) < lengths_r1, np.arange(S, dtype=np.int32)
-    zero_rc = jnp.zeros((R, C), jnp.int32)
-    order_rs = np.where(valid_rs, slot_s - lengths_r1, 0).astype(np.int32)
-    candidate = rng.normal(size=(R, C, E)).astype(np.float32)
-    history = {n: rng.normal(size=(R, S, E)).astype(np.float32) for n in ("item", "action")}
-    return Features(
-        user={"age": jnp.asarray(rng.normal(size=(R, 1, E)).astype(np.float32))},
-        history={name: jnp.asarray(x) for name, x in history.items()},
-        candidate={"item": jnp.asarray(candidate)},
-        history_sample=jnp.where(valid_rs, 0, -1),
-        candidate_sample=zero_rc,
-        history_time=jnp.asarray(order_rs * 3600),
-        candidate_time=zero_rc,
-        history_order=jnp.asarray(order_rs),
-        candidate_order=zero_rc,
-        history_action=jnp.asarray(np.where(valid_rs, rng.integers(1, 4, (R, S)), 0)),
-        schema=Schema(
-            tables=tables, features=found, tasks=(Task(name="click"),), primary_task="click"
-        ),
-        one_time=True,
-    )
-
-
 def _first(masks: dict[str, tuple[Tokens, Tokens, MaskRule]]) -> tuple[Tokens, Tokens, MaskRule]:
     return next(iter(masks.values()))
 
@@ -262,7 +241,7 @@ def _hstu(s: Size) -> Case:
     return _case(
         "hstu",
         hstu.Layer(config, n, time_bias=True),
-        (_normal(*k.role.shape, s.width),),
+        (normal(*k.role.shape, s.width),),
         lambda m, floats, given: m(*floats, (*given, rule), float(n), train=False),
         (q, k),
         arrays,
@@ -278,7 +257,7 @@ def _dlrm_v3(s: Size) -> Case:
     return _case(
         "dlrm_v3",
         dlrm_v3.STULayer(config),
-        (_normal(*k.role.shape, s.width),),
+        (normal(*k.role.shape, s.width),),
         lambda m, floats, given: m(*floats, (*given, rule), float(n), train=False),
         (q, k),
         {"allow": rule.allow(q, k)},
@@ -294,7 +273,7 @@ def _mtgr(s: Size) -> Case:
     return _case(
         "mtgr",
         mtgr.Layer(config),
-        (_normal(*k.role.shape, s.width),),
+        (normal(*k.role.shape, s.width),),
         lambda m, floats, given: m(*floats, given[0], (*given[1:], rule), float(n)),
         (group_rn, q, k),
         {"allow": rule.allow(q, k), "group": group_rn},
@@ -318,7 +297,7 @@ def _grab(s: Size) -> Case:
         "event_rows": np.stack(of_event.rows),
         "rows": np.stack(of_candidate.rows),
     }
-    x_arnd = _normal(config.channels, s.rows, s.history + s.listed, s.width)
+    x_arnd = normal(config.channels, s.rows, s.history + s.listed, s.width)
 
     def call(m: nn.Module, floats: tuple[jax.Array, ...], given: Any) -> jax.Array:
         sights = [
@@ -337,7 +316,7 @@ def _longer(s: Size) -> Case:
     return _case(
         "encoder",
         transformer_block.Block(s.heads),
-        (_normal(*tokens.role.shape, s.width),),
+        (normal(*tokens.role.shape, s.width),),
         lambda m, floats, t: m(*floats, t, t, longer.RULE, train=False),
         tokens,
         {"allow": longer.RULE.allow(tokens, tokens)},
@@ -357,7 +336,7 @@ def _onetrans(s: Size) -> Case:
     return _case(
         "onetrans",
         onetrans.Block(config),
-        (_normal(s.rows, shared, s.width), _normal(s.tokens, s.rows * s.listed, s.width)),
+        (normal(s.rows, shared, s.width), normal(s.tokens, s.rows * s.listed, s.width)),
         lambda m, floats, given: jnp.concatenate(
             [x.reshape(-1, s.width) for x in m(floats, *given)]
         ),
@@ -368,6 +347,7 @@ def _onetrans(s: Size) -> Case:
 
 
 BLOCKS: dict[str, Callable[[Size], Case]] = {
+    **PARTS,
     "dlrm_mlp": _mlp,
     "dlrm": _dots,
     "dcnv2_din": _cross,

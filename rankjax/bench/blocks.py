@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rankjax.bench import block_cases, rounds
-from rankjax.bench.block_cases import Case, Size
+from rankjax.bench import block_cases, block_inputs, rounds
+from rankjax.bench.block_cases import Case
+from rankjax.bench.block_inputs import Size
 from rankjax.layers import activations, per_token
 from rankjax.models import hiformer, hstu
 
 PARTS = ("forward", "forward_backward")
+AT_ONCE = 4  # blocks; a round of so few and of their peers meets one state of a shared machine
 # Batch, tokens, width of the per-token feed-forward, 4 x wide inside.
 FEED_FORWARDS = {"small": (256, 8, 32), "large": (256, 16, 256)}
 
@@ -29,7 +31,7 @@ def run(
     config: rounds.Rounds,
     *,
     blocks: tuple[str, ...] = (),
-    sizes: dict[str, Size] = block_cases.SIZES,
+    sizes: dict[str, Size] = block_inputs.SIZES,
     compiled: bool = False,
 ) -> dict[str, Any]:
     """Seconds of one block of every architecture, forward, and forward and backward.
@@ -43,11 +45,23 @@ def run(
       over rounds of the ratio of a round's medians; above 1 ours is faster.
     Raises ValueError for an unknown block, RuntimeError where a peer's values differ.
     """
-    cases = {
-        f"{block}/{name}": block_cases.BLOCKS[block](size)
-        for name, size in sizes.items()
-        for block in chosen(blocks)
-    }
+    jobs = [(f"{block}/{size}", block, sizes[size]) for size in sizes for block in chosen(blocks)]
+    out: dict[str, Any] = {}
+    peers: dict[str, Any] = {}
+    for start in range(0, len(jobs), AT_ONCE):
+        cases = {
+            name: block_cases.BLOCKS[block](size)
+            for name, block, size in jobs[start : start + AT_ONCE]
+        }
+        found, peers = _measure(cases, config, compiled)
+        out |= found
+    return {"blocks": out, "peers": peers}
+
+
+def _measure(
+    cases: dict[str, Case], config: rounds.Rounds, compiled: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """("blocks", "peers") as `run` returns them."""
     jobs: dict[str, Callable[[], float]] = {}
     items: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +88,7 @@ def run(
                 },
                 "max_deviation": max(deviations),
             }
-    return {"blocks": out, "peers": peers}
+    return out, peers
 
 
 def chosen(blocks: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,7 +136,7 @@ def save(case: Case, forward_backward: Callable[[], Any], file: pathlib.Path) ->
     out, (params, floats) = forward_backward()
 
     def leaves(params: Any, floats: tuple[Any, ...]) -> dict[str, np.ndarray]:
-        found = {f"p:{path}": x for path, x in block_cases.flat(params).items()}
+        found = {f"p:{path}": x for path, x in block_inputs.flat(params).items()}
         return found | {f"x:{i}": np.asarray(x) for i, x in enumerate(floats)}
 
     norms = {f"norm:{k}": np.linalg.norm(x) for k, x in leaves(params, floats).items()}
@@ -140,7 +154,7 @@ def peer_items(
     return [{**item, "name": f"{name}/{part}", "part": part} for part in PARTS]
 
 
-def pruned(config: rounds.Rounds, sizes: dict[str, Size] = block_cases.SIZES) -> dict[str, Any]:
+def pruned(config: rounds.Rounds, sizes: dict[str, Size] = block_inputs.SIZES) -> dict[str, Any]:
     """Seconds of a small HSTU and Hiformer whose last layer computes all rows, or those read.
 
     Returns: {"<model>/<size>": {"full": {part: figure}, "pruned": ...,
@@ -176,11 +190,11 @@ def pruned(config: rounds.Rounds, sizes: dict[str, Size] = block_cases.SIZES) ->
 
 def _whole(module: nn.Module, size: Size) -> Case:
     """A whole model on looked-up features, gradients with respect to parameters only."""
-    features = block_cases.features(size)
+    features = block_inputs.features(size)
     apply = lambda params, floats, given: module.apply({"params": params}, given, train=False)[0]
     init = lambda key: module.init(key, features, train=False)["params"]
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    params = block_cases.random_params(shapes, np.random.default_rng(1))
+    params = block_inputs.random_params(shapes, np.random.default_rng(1))
     none = {"floats": (), "peer": "", "arrays": {}, "options": {}}
     return Case(apply=apply, params=params, given=features, **none)
 
@@ -218,7 +232,7 @@ def ways(B: int, T: int, D: int) -> dict[str, Case]:
     x_tbd = np.random.default_rng(0).normal(size=(T, B, D)).astype(np.float32)
     module = per_token.FeedForward(4)
     shapes = jax.eval_shape(lambda key: module.init(key, x_tbd)["params"], jax.random.key(0))
-    params = block_cases.random_params(nn.unbox(shapes), np.random.default_rng(1))
+    params = block_inputs.random_params(nn.unbox(shapes), np.random.default_rng(1))
 
     def one(p: Any, x_bd: jax.Array) -> jax.Array:
         """The feed-forward of one token."""

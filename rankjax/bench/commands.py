@@ -10,14 +10,14 @@ import rich.table
 import rich.text
 import tyro
 
-from rankjax.bench import block_cases, blocks, loading, rounds, steps, tables
+from rankjax.bench import block_inputs, blocks, loading, rounds, steps, tables
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
 from rankjax.scaling import presets
 
 Config = Annotated[rounds.Rounds, tyro.conf.arg(name="")]  # --rounds, not --config.rounds
 Organisation = Literal["impression", "request", "window"]
-BlockSize = Literal["small", "large"]
+BlockSize = Literal["tiny", "small", "large"]
 WORLD = pathlib.Path("studies/bench/world")
 STEPPED = ("dlrm_mlp", "dcnv2_din", "rankmixer", "hstu")  # whole steps, with whole peers
 
@@ -137,7 +137,7 @@ def measure_models(
     """
     if peer is not None:
         config = dataclasses.replace(config, peers=True)
-    of_size = {name: block_cases.SIZES[name] for name in sizes}
+    of_size = {name: block_inputs.SIZES[name] for name in sizes}
     found = blocks.run(config, blocks=names, sizes=of_size, compiled=compiled)
     if not names:
         found["pruned"] = blocks.pruned(config, of_size)

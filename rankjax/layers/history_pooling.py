@@ -53,8 +53,11 @@ def mean(features: Features, h_rsw: jax.Array) -> jax.Array:
         reads_rgs = same_sample(features)
     else:
         reads_rgs = sample_rs[:, None, :] == jnp.arange(G)[:, None]
-    count_rg1 = jnp.maximum(reads_rgs.sum(axis=-1, keepdims=True), 1).astype(h_rsw.dtype)
-    x_rgw = jnp.einsum("rgs,rsw->rgw", reads_rgs.astype(h_rsw.dtype), h_rsw) / count_rg1
+    # Counts and sums in float32: bfloat16 holds no 257.
+    wide = jnp.promote_types(h_rsw.dtype, jnp.float32)
+    count_rg1 = jnp.maximum(reads_rgs.sum(axis=-1, keepdims=True), 1).astype(wide)
+    x_rgw = jnp.einsum("rgs,rsw->rgw", reads_rgs.astype(wide), h_rsw.astype(wide)) / count_rg1
+    x_rgw = x_rgw.astype(h_rsw.dtype)
     if G is None:
         return x_rgw
     if G == 1:

@@ -111,7 +111,7 @@ def next_times(tokens: Tokens) -> Tokens:
     """
     same_rnm = tokens.segment[:, :, None] == tokens.segment[:, None, :]
     follows_rnm = tokens.position[:, None, :] == tokens.position[:, :, None] + 1
-    follows_rnm &= same_rnm & (tokens.role != batch.PAD)[:, None, :]
+    follows_rnm &= same_rnm  # padding is of no sample
     least = jnp.iinfo(jnp.int32).min
     time_rn = jnp.max(jnp.where(follows_rnm, tokens.bias_time[:, None, :], least), axis=-1)
     time_rn = jnp.where(jnp.any(follows_rnm, axis=-1), time_rn, tokens.bias_time)

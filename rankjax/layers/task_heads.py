@@ -56,7 +56,6 @@ class OwnVector(nn.Module):
 
     @nn.compact
     def __call__(self, x_knd: jax.Array) -> jax.Array:
-        x_knd = x_knd.astype(jnp.float32)
         for layer, width in enumerate(self.hidden):
             dense = per_token.Dense(width, kernel_init=self.kernel_init, name=f"hidden_{layer}")
             x_knd = nn.relu(dense(x_knd))

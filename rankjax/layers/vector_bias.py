@@ -107,7 +107,7 @@ class Sight:
 
 
 class VectorBias(nn.Module):
-    """q times every row of the tables: q [R, N, H, Q], any float dtype -> [R, N, B, H], same dtype.
+    """q times every row of the tables: q [R, N, H, Q], any float dtype -> [R, N, B, H], float32.
 
     B = P + n * n + times. The heads share the tables; `lookup` picks the numbers of each pair.
     Parameters, float32: position [P, Q], action [n * n, Q], and time [times, Q] unless times = 0.
@@ -121,7 +121,8 @@ class VectorBias(nn.Module):
         init = nn.initializers.normal(0.02)
         rows = [self.param(n, init, (size, q_rnhq.shape[-1]), jnp.float32) for n, size in names]
         table_bq = jnp.concatenate(rows).astype(q_rnhq.dtype)
-        return jnp.einsum("rnhq,bq->rnbh", q_rnhq, table_bq)
+        wide = jnp.promote_types(q_rnhq.dtype, jnp.float32)
+        return jnp.einsum("rnhq,bq->rnbh", q_rnhq, table_bq, preferred_element_type=wide)
 
 
 def lookup(t_rnbh: jax.Array, rows: tuple[jax.Array, ...]) -> jax.Array:

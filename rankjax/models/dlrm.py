@@ -37,7 +37,7 @@ from rankjax.layers import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    layers: int = 2  # L, hidden layers
+    layers: int = 2  # L, hidden layers; 0: logistic regression, w.e is a weight of its id
     width: int = 64  # D, of every hidden layer
     pooling: tuple[str, ...] = ("mean",)  # of the history: "mean", "target", or both
     attention_hidden: tuple[int, ...] = (36,)  # of target attention
@@ -55,7 +55,8 @@ class Config:
         where = "dlrm.Config"
         for name in ("pooling", "attention_hidden"):  # JSON has no tuples
             object.__setattr__(self, name, checks.as_tuple(getattr(self, name)))
-        checks.at_least(where, 1, layers=self.layers, width=self.width, tasks=self.tasks)
+        checks.at_least(where, 0, layers=self.layers)
+        checks.at_least(where, 1, width=self.width, tasks=self.tasks)
         history_pooling.check(where, self.pooling, self.attention_hidden, self.attention_activation)
         norms.check(where, self.norm, self.norm_place)
         initializers.check(where, self.init)

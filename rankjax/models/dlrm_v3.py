@@ -175,7 +175,7 @@ PAPER = papers.Paper(
     arxiv="2402.17152",
     evidence="no paper: Meta's public code, read",
     sizes={
-        "DLRM_V3_MLPERF": papers.Size(
+        "dlrm_v3_mlperf": papers.Size(
             config=DLRM_V3_MLPERF,
             chosen="history: all of the 16384 tokens, of which it is not said how many are context "
             "and candidates",
@@ -300,7 +300,7 @@ class DLRMv3(nn.Module):
     def __call__(
         self, features: Features, *, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        features.require_one_time("dlrm_v3")
+        features.require_one_time("dlrm_v3", "its positions count from the newest event")
         c, C, schema = self.config, features.candidate_sample.shape[1], features.schema
         if train and c.stochastic_length is not None:
             features = stochastic_length.subsample(

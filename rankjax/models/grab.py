@@ -339,7 +339,7 @@ class GRAB(nn.Module):
 
     aux is {} but in training with sts="two_phase": then "sparse_phase" are the logits of the
     network that alone trains the tables.
-    Raises ValueError for a schema without item features.
+    Raises ValueError for a schema without item features, or, with several channels, an action.
     """
 
     config: Config
@@ -385,6 +385,10 @@ class GRAB(nn.Module):
         names = {side: [f.name for f in schema.of(side)] for side in ("item", "event", "context")}
         if not names["item"]:
             raise ValueError("grab: the schema has no item feature, of which a token is made")
+        if c.channels > 1 and schema.action is None:
+            raise ValueError(
+                f"grab: channels={c.channels}, expected 1: the schema has no action that is one id"
+            )
         event_rsw = sequence.concat(features.history, names["item"] + names["event"], c.dtype)
         own_rcw = sequence.concat(features.candidate, names["item"] + names["context"], c.dtype)
         users = [features.user_of_candidate(f.name).astype(c.dtype) for f in schema.user]

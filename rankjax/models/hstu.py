@@ -99,12 +99,13 @@ class Config:
     dropout: float = 0.0
     stochastic_length: float | None = None  # alpha; None = off
     prune_last: bool = True  # the last layer computes only the candidates' rows; exact
-    head_hidden: int | None = None  # None = width
+    head_hidden: int | None = None  # F; None = width
     tasks: int = 1  # K
     dtype: str = "float32"  # of activations; parameters are always float32
     implementation: str | None = None
 
     axes: ClassVar[dict[str, str]] = {"S": "history", "L": "layers", "D": "width"}
+    newer: ClassVar[tuple[str, ...]] = ("rab_query_time", "stochastic_length")  # than studies
     paper_scope: ClassVar[str] = (
         "the L layers with their bias tables, of one sequence without context and candidates"
     )
@@ -192,12 +193,12 @@ PAPER = papers.Paper(
     "Generative Recommendations",
     arxiv="2402.17152",
     evidence="a copy of the paper's text, and Meta's public code, which agrees with its layer and "
-    "decides what the text leaves open",
+    "decides what the text leaves open; the sizes are those of its retrieval experiments",
     sizes={
-        "HSTU_ML1M": papers.Size(config=HSTU_ML1M),
-        "HSTU_ML1M_LARGE": papers.Size(config=HSTU_ML1M_LARGE),
-        "HSTU_ML20M_LARGE": papers.Size(config=HSTU_ML20M_LARGE),
-        "HSTU_BOOKS_LARGE": papers.Size(config=HSTU_BOOKS_LARGE),
+        "hstu_ml1m": papers.Size(config=HSTU_ML1M),
+        "hstu_ml1m_large": papers.Size(config=HSTU_ML1M_LARGE),
+        "hstu_ml20m_large": papers.Size(config=HSTU_ML20M_LARGE),
+        "hstu_books_large": papers.Size(config=HSTU_BOOKS_LARGE),
     },
     figures=(
         papers.Figure(
@@ -234,6 +235,14 @@ PAPER = papers.Paper(
         ("an event is one token by default", "half the length, as DLRM-v3; 'interleaved' is there"),
         ("one small MLP per task for a multi-task mixture of experts", "its sizes are not printed"),
         ("ranking only", "no retrieval head, no sampled softmax, no slow features in the stream"),
+        (
+            "events are no targets: impressions are, as candidates behind the history",
+            "a log says what was shown; the paper supervises every content position of the stream",
+        ),
+        (
+            "of the research code: no absolute positions and no dropout at the input",
+            "the relative bias says where an event stands; and a norm before the head is added",
+        ),
         ("stochastic length masks", "static shapes: it regularises, but saves no compute"),
     ),
 )
@@ -331,15 +340,13 @@ class HSTU(nn.Module):
         c = self.config
         for field, value in (("attn_norm", "valid_len"), ("rab_query_time", "next")):
             if getattr(c, field) == value:
-                features.require_one_time(f"hstu with {field}={value!r}")
+                features.require_one_time(f"hstu with {field}={value!r}", "it knows later events")
         if train and c.stochastic_length is not None:
             features = stochastic_length.subsample(
                 features, self.make_rng("dropout"), alpha=c.stochastic_length, longest=c.history
             )
-        C, context = (
-            features.candidate_sample.shape[1],
-            sequence.context_tokens(features, c.context),
-        )
+        C = features.candidate_sample.shape[1]
+        context = sequence.context_tokens(features, c.context)
         *before, last = masks_of(c, features).values()
         x_rnd = self._embed(features)
         normalizer = pointwise_attention.normalizer(

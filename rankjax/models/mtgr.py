@@ -304,7 +304,7 @@ class MTGR(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         c, context = self.config, len(features.schema.user)
         if c.attn_norm == "valid_len":
-            features.require_one_time("mtgr with attn_norm='valid_len'")
+            features.require_one_time("mtgr with attn_norm='valid_len'", "it counts later events")
         C = features.candidate_sample.shape[1]
         group_rn = groups(features)
         *before, last = masks_of(c, features).values()

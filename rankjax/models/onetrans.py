@@ -373,7 +373,7 @@ class OneTrans(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, Any]]:
-        features.require_one_time("onetrans")
+        features.require_one_time("onetrans", "its pyramid keeps the newest events")
         c = self.config
         R, C = features.candidate_sample.shape
         ns_tmd = tokenizers.Tokenizer(

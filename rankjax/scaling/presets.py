@@ -75,6 +75,7 @@ LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
         "width": (8, 16, 32, 64),
     },
     "hstu": {"history": (10, 25, 50, 100), "layers": (1, 2, 4, 8), "width": (8, 16, 32, 64)},
+    "tokenmixer_large": {"tokens": (4, 8, 16), "layers": (2, 4, 8), "width": (16, 32, 64)},
 }
 
 

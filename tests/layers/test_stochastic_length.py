@@ -76,6 +76,18 @@ def test_newer_events_are_kept_more_often_as_drawn_one_by_one():
     assert chosen[0] < 0.45 < 0.51 < chosen[-1]  # uniform would give .5 to all
 
 
+def test_one_event_is_drawn_with_exactly_its_weight():
+    """Of three events one is kept; ages 9, 1, 0 give the weights .1, .9, 1."""
+    f = features(lengths=(3,), times=(-10, -2, -1, *[0] * 13))
+    one = lambda key: stochastic_length.subsample(f, key, alpha=1.2, longest=2).history_sample
+    kept = (
+        np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), 40_000)))[:, 0] >= 0
+    )
+    assert stochastic_length.kept(1.2, 2) == 1 and set(kept.sum(axis=1)) == {1, 3}
+    share = kept[kept.sum(axis=1) == 1, :3].mean(axis=0)
+    np.testing.assert_allclose(share, [0.05, 0.45, 0.5], atol=0.01)  # std of 30 000 draws: .003
+
+
 def test_order_times_and_everything_else_stay():
     _, f = draws()
     got = stochastic_length.subsample(f, jax.random.key(1), alpha=ALPHA, longest=S)

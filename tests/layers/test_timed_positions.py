@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankjax.batch import PAD
+from rankjax.batch import CONTEXT, PAD
 from rankjax.layers import sequence, timed_positions
 from tests import builders
 
@@ -48,6 +48,9 @@ def test_buckets_are_square_roots_of_minutes():
     assert timed_positions.time_bucket(t, 50)[0][read].tolist()[4] == 10
     later = dataclasses.replace(t, bias_time=t.bias_time + 10**6)
     np.testing.assert_array_equal(timed_positions.time_bucket(later, 9)[0][read], got)
+    # Context tokens have the time 0, which here is after the request.
+    early = dataclasses.replace(t, bias_time=t.bias_time - 10**6 * (t.role != CONTEXT))
+    np.testing.assert_array_equal(timed_positions.time_bucket(early, 9)[0][read], got)
 
 
 def test_a_request_long_after_the_events_keeps_whole_seconds():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rankjax import embedding, evaluate, models
+from rankjax import embedding, evaluate, loss, models
 from rankjax.batch import Batch, pack
 from rankjax.data import event_log, loader, samples
 from rankjax.models import (
@@ -35,6 +35,8 @@ from rankjax.scaling import presets, sizes
 from tests import tiny
 
 S, C, R = 10, 4, 6
+# Quick to compile, slow to run: what fits tiny batches.
+QUICK = {"xla_backend_optimization_level": 0}
 NOON = 3 * 86400 // 2  # of the second day of tiny's log
 CONFIGS = {
     "dlrm_mlp": dlrm.Config(layers=2, width=8, tasks=2, pooling=("mean", "target")),
@@ -76,8 +78,8 @@ def test_every_config_is_of_an_architecture():
 
 
 @functools.cache
-def scorer(name: str, dtype: str = "float32"):
-    """Batch -> logits [R, C, K]; every parameter is drawn, none at its initial 0 or 1."""
+def made(name: str, dtype: str = "float32"):
+    """(model, layout, params, tables): every parameter drawn, none at its initial 0 or 1."""
     config = dataclasses.replace(config_of(name), dtype=dtype)
     model = models.MODELS[name](config)
     schema = tiny.batch().schema
@@ -100,10 +102,14 @@ def scorer(name: str, dtype: str = "float32"):
         return values
 
     params = jax.tree_util.tree_map_with_path(draw, params)
-    tables = jax.tree.map(rows, tables)
-    # Quick to compile, slow to run: what fits tiny batches.
-    options = {"xla_backend_optimization_level": 0}
-    score = jax.jit(functools.partial(evaluate.score, model, layout), compiler_options=options)
+    return model, layout, params, jax.tree.map(rows, tables)
+
+
+@functools.cache
+def scorer(name: str, dtype: str = "float32"):
+    """Batch -> logits [R, C, K]."""
+    model, layout, params, tables = made(name, dtype)
+    score = jax.jit(functools.partial(evaluate.score, model, layout), compiler_options=QUICK)
     return lambda batch: np.asarray(score(params, tables, batch.without_impression()))
 
 
@@ -266,6 +272,41 @@ def test_finite_without_any_history(name, dtype):
 
 
 @EACH
+def test_a_row_of_padding_is_zero_and_leaves_every_gradient_finite(name):
+    """In bfloat16, where a NaN that only padding sees would come first."""
+    batch = random_batch()
+    empty = np.arange(R)[:, None] == 2
+    batch = dataclasses.replace(
+        batch,
+        history_sample=np.where(empty, -1, batch.history_sample).astype(np.int32),
+        candidate_sample=np.where(empty, -1, batch.candidate_sample).astype(np.int32),
+        weights=np.where(empty[..., None], 0, batch.weights).astype(np.float32),
+    )
+    model, layout, params, tables = made(name, "bfloat16")
+    ids = embedding.deduplicate(layout, batch.without_impression())
+
+    def objective(params, rows, batch):
+        rngs = {"dropout": jax.random.key(0)}
+        logits, aux = evaluate.apply(model, layout, params, rows, ids, batch, train=True, rngs=rngs)
+        weights = loss.first_weights(aux, {})
+        found = loss.multi_task(
+            logits, batch.labels, batch.weights, aux, batch.schema, aux_weights=weights
+        )
+        return found[0], logits
+
+    step = jax.jit(
+        jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK
+    )
+    rows = embedding.gather(tables, ids)
+    (total, logits), gradients = step(params, rows, batch.without_impression())
+    assert np.isfinite(total) and not np.asarray(logits)[2].any()
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in jax.tree.leaves(gradients))
+    assert all(g.dtype == np.float32 for g in jax.tree.leaves(gradients))
+    moved = [np.abs(np.asarray(g)).max() > 0 for g in jax.tree.leaves(gradients[0])]
+    assert np.mean(moved) > 0.7  # pruned parts and unused table rows may stand still
+
+
+@EACH
 def test_bfloat16_is_near_float32(name):
     batch = random_batch(full=True)
     want, got = scorer(name)(batch), scorer(name, "bfloat16")(batch)
@@ -293,10 +334,15 @@ def logs(tmp_path_factory):
         "item": np.where(late, item, events["item"]),
         "action": np.where(late, events["action"] % 3 + 1, events["action"]),
     }
+    # Every third event from noon on once more, a minute later.
+    again = np.flatnonzero(late)[::3]
+    order = np.argsort(np.concatenate([np.arange(len(late)), again + 0.5]), kind="stable")
+    more = {k: np.concatenate([x, x[again]])[order] for k, x in events.items()}
     found = {}
     for what, kept in (
         ("nothing", events),
         ("perturb", changed),
+        ("insert", more),
         ("delete", {k: x[~late] for k, x in events.items()}),
     ):
         folder = tmp_path_factory.mktemp("logs") / "log"
@@ -308,7 +354,7 @@ def logs(tmp_path_factory):
 
 
 @EACH
-@pytest.mark.parametrize("what", ["perturb", "delete"])
+@pytest.mark.parametrize("what", ["perturb", "insert", "delete"])
 def test_later_events_of_the_log_change_no_logit(name, what, logs):
     """From the files on: candidates up to `NOON` do not know what stands in the log after it."""
 

@@ -578,6 +578,15 @@ def test_initialisation():
     np.testing.assert_allclose(w2(found["small_residual"]), 1 / 8 / 4, rtol=0.05)
     np.testing.assert_allclose(np.std(found["research"]["time_bias"]), 0.02, rtol=0.3)
     np.testing.assert_allclose(found["research"]["position_bias"][8], 2)
+    # Interleaved, an event's two tokens are half an event apart.
+    f = builders.features(window(one_time=True))
+    twice = dataclasses.replace(
+        SMALL, **{"tokens": "interleaved", "position_init": "recency", "context": "none"}
+    )
+    init_all = functools.partial(hstu.HSTU(twice).init, train=False)
+    only = lambda key: init_all(key, f)["params"]["layer_0"]["position_bias"]
+    table = quick(only)(jax.random.key(0))
+    np.testing.assert_allclose(table[len(table) // 2 + np.arange(3)], 2 * np.exp(-np.arange(3) / 6))
 
 
 @pytest.mark.parametrize(

@@ -598,6 +598,7 @@ def test_dropout_acts_in_training_only():
     [
         ({"history": 0}, "history=0, expected an integer >= 1"),
         ({"layers": 0}, "layers=0, expected an integer >= 1"),
+        ({"history": 1}, "history=1, expected at least self.merge=2"),
         ({"recent": 0}, "recent=0, expected an integer >= 1"),
         ({"merge": 3}, "width=8, expected a multiple of merge=3"),
         ({"heads": 3}, "width=8, expected a multiple of heads=3"),

@@ -35,6 +35,7 @@ def softmax_attention(
     strip = functools.partial(_strip, k_rmhq, v_rmhv, k_tokens, rule=rule, scale=scale)
     if pairs >= R * H * N * M:
         return strip(q_rnhq, q_tokens, scores_rhnm)
+    block = min(block, N)
     blocks = -(-N // block)
 
     def split(x: jax.Array, axis: int = 1, fill: int = 0) -> jax.Array:
