@@ -397,7 +397,7 @@ class Saved:
         found = [float((out.detach() - want).abs().max() / want.abs().max())]
         norms = [float(self.saved[f"norm:{k}"]) for k in self.leaves]
         for wanted, gradient in zip(norms, gradients, strict=True):
-            found.append(abs(float(gradient.norm()) - wanted) / max(norms))
+            found.append(abs(float(gradient.double().norm()) - wanted) / max(norms))
         return float(np.max(found))  # NaN where one is
 
 

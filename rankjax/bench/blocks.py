@@ -139,7 +139,9 @@ def save(case: Case, forward_backward: Callable[[], Any], file: pathlib.Path) ->
         found = {f"p:{path}": x for path, x in block_inputs.flat(params).items()}
         return found | {f"x:{i}": np.asarray(x) for i, x in enumerate(floats)}
 
-    norms = {f"norm:{k}": np.linalg.norm(x) for k, x in leaves(params, floats).items()}
+    # float64: the sum of a million squares in float32 is off by nearly the tolerance.
+    gradients = leaves(params, floats)
+    norms = {f"norm:{k}": np.linalg.norm(x.astype(np.float64)) for k, x in gradients.items()}
     arrays = {f"a:{name}": x for name, x in case.arrays.items()}
     values = {"out": np.asarray(out), "cotangent": _cotangent(case)}
     np.savez(file, **leaves(case.params, case.floats), **norms, **arrays, **values)
