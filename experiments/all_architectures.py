@@ -8,8 +8,8 @@
 `world` is the synthetic world of 550,000 impressions, `ebnerd` EB-NeRD with time-safe counters (RAW
 is the folder of the set). One call trains everything that STUDY lacks; stop it and run it again at
 will. `cross` crosses RankMixer's and HeteroAtt's width with the tokenizer and the number of tokens,
-one seed, in STUDY/cross, on the same log. `show` prints the tables of docs/architectures.md from
-committed results. Outcome: docs/architectures.md.
+one seed, in STUDY/cross, on the same log. `show` prints a table of every size from RESULTS, the
+folder of a results.parquet.
 """
 
 import dataclasses

