@@ -456,14 +456,14 @@ def test_figures_and_sizes():
         k: (c.history, c.layers, c.width, c.heads, c.head_widths, c.positions)
         for k, c in ((k, size.config) for k, size in hstu.PAPER.sizes.items())
     } == {
-        "HSTU_ML1M": (200, 2, 50, 1, (50, 50), 211),
-        "HSTU_ML1M_LARGE": (200, 8, 50, 2, (25, 25), 211),
-        "HSTU_ML20M_LARGE": (200, 16, 256, 8, (32, 32), 211),
-        "HSTU_BOOKS_LARGE": (50, 16, 64, 8, (8, 8), 61),
+        "hstu_ml1m": (200, 2, 50, 1, (50, 50), 211),
+        "hstu_ml1m_large": (200, 8, 50, 2, (25, 25), 211),
+        "hstu_ml20m_large": (200, 16, 256, 8, (32, 32), 211),
+        "hstu_books_large": (50, 16, 64, 8, (8, 8), 61),
     }
     for name, size in hstu.PAPER.sizes.items():
-        assert getattr(hstu, name) == size.config
-        assert size.config.dropout == (0.5 if "BOOKS" in name else 0.2)
+        assert getattr(hstu, name.upper()) == size.config
+        assert size.config.dropout == (0.5 if "books" in name else 0.2)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
