@@ -103,5 +103,8 @@ def test_bfloat16_in_and_out_with_float32_parameters():
     ):
         init = functools.partial(module.init_with_output, jax.random.key(0))
         out, variables = jax.eval_shape(init, *args)
-        assert all(y.dtype == jnp.bfloat16 for y in jax.tree.leaves(out))
+        narrow = jax.tree.leaves(out)
+        if len(narrow) > 1:  # the last of what Read returns are parts of scores
+            assert narrow.pop().dtype == jnp.float32
+        assert all(y.dtype == jnp.bfloat16 for y in narrow)
         assert all(y.dtype == jnp.float32 for y in jax.tree.leaves(variables))

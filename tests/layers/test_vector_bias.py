@@ -93,7 +93,7 @@ def test_parameters_and_dtype():
     out, variables = jax.eval_shape(
         functools.partial(VectorBias(TABLES).init_with_output, jax.random.key(0)), q
     )
-    assert out.shape == (R, N, 4 + 9 + 64, H) and out.dtype == jnp.bfloat16
+    assert out.shape == (R, N, 4 + 9 + 64, H) and out.dtype == jnp.float32  # scores are
     shapes = {k: x.shape for k, x in variables["params"].items()}
     assert shapes == {"position": (4, Q), "action": (9, Q), "time": (64, Q)}
     assert all(x.dtype == jnp.float32 for x in variables["params"].values())
