@@ -153,6 +153,18 @@ def test_one_scoring_function(log, chosen):
     np.testing.assert_allclose(out["logits"], score, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("field", [{"dropout": 0.5}, {"stochastic_length": 1.2}])
+def test_random_bits_of_training_never_enter_a_prediction(field, log, chosen):
+    model = hstu.Config(history=10, layers=1, width=8, tasks=2, **field)
+    prog = train.program(model, log.schema, CONFIG)
+    batch = train.batches(log, CONFIG, chosen)[1]
+    state = train.init(model, log.schema, CONFIG, batch)
+    want = np.asarray(prog.score(state.params, state.tables, batch.without_impression()))
+    rates = dict.fromkeys(("dense", "tables", "biases"), np.float32(0.1))
+    _, out = prog.step(state, batch.without_impression(), rates, jax.random.key(0))
+    np.testing.assert_allclose(out["logits"], want, rtol=0, atol=1e-5)
+
+
 def test_learning_goes_on_from_a_trained_state(log, chosen):
     """As on the next day: predicted with what was known, then learned from."""
     before = train.run(log, MODEL, CONFIG, chosen).state
