@@ -8,11 +8,13 @@
 `world` is the synthetic world of 550,000 impressions, `ebnerd` EB-NeRD with time-safe counters (RAW
 is the folder of the set). One call trains everything that STUDY lacks; stop it and run it again at
 will. `cross` crosses RankMixer's and HeteroAtt's width with the tokenizer and the number of tokens,
-one seed, in STUDY/cross, on the same log. `show` prints a table of every size from RESULTS, the
-folder of a results.parquet.
+one seed, in STUDY/cross, on the same log. `show` prints from RESULTS, the folder of a
+results.parquet, the best size of every architecture and every axis of the nine as Markdown; they
+stand in docs/architectures.md. A copy of RESULTS is a STUDY that goes on from its rows.
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 from typing import Any
@@ -176,19 +178,98 @@ def tokens_of(log: event_log.EventLog, kind: str) -> int:
     return len(groups | {"history"}) if pooled else len(groups)
 
 
-def show(folder: pathlib.Path) -> None:
-    """Every architecture's sizes: mean and std over seeds of NE and AUC on the test span."""
+def by_size(folder: pathlib.Path) -> pl.DataFrame:
+    """A row for every size of every ladder: means and stds over the seeds of its final trials."""
     rows = pl.read_parquet(folder / "results.parquet").filter(pl.col("stage") == "final")
     by = ["architecture", "axis", "axis_value", "tokens", "history", "layers", "width"]
-    table = rows.group_by([c for c in by if c in rows.columns], maintain_order=True).agg(
+    return rows.group_by(by, maintain_order=True).agg(
         pl.col("dense_params", "training_flops", "learning_rate").first(),
-        pl.col("test_ne").mean(),
-        pl.col("test_ne").std().alias("std"),
-        pl.col("test_auc", "test_request_auc", "validation_ne").mean(),
+        pl.col("test_ne", "test_auc").mean(),
+        pl.col("test_ne", "test_auc").std().name.suffix("_std"),
+        pl.col("validation_ne").mean(),
         pl.len().alias("seeds"),
     )
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=220, float_precision=4):
-        print(table)
+
+
+def markdown(rows: list[dict[str, Any]], columns: dict[str, Any]) -> str:
+    """A table; columns: {title: row -> text}."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(text(row) for text in columns.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def show(folder: pathlib.Path) -> None:
+    """The best size of every architecture, chosen on validation; then every size of the nine."""
+    table = by_size(folder)
+    spread = math.sqrt(table.select((pl.col("test_ne_std") ** 2).mean()).item())
+    # Two means of two seeds each differ by less than this in 95 of 100 draws of equal ones.
+    tie = 1.96 * spread * math.sqrt(2 / table["seeds"].median())
+    linear = (pl.col("architecture") == "dlrm_mlp") & (pl.col("layers") == 0)
+    logistic = table.filter(linear).row(0, named=True)
+    best = (
+        table.filter(~linear)
+        .sort("validation_ne")
+        .group_by("architecture", maintain_order=True)
+        .first()
+        .sort("test_ne")
+        .to_dicts()
+    )
+    plain = next(row for row in best if row["architecture"] == "dlrm_mlp")
+
+    def versus(row: dict[str, Any]) -> str:
+        if abs(row["test_ne"] - plain["test_ne"]) < tie:
+            return "tie"
+        return "better" if row["test_ne"] < plain["test_ne"] else "worse"
+
+    letters = {"T": "tokens", "S": "history", "L": "layers", "D": "width"}
+
+    def size(row: dict[str, Any]) -> str:
+        sizes = {k: row[f] for k, f in letters.items() if row[f] is not None}
+        if row["history"] == row["tokens"]:  # a sequence model's tokens are its history's
+            sizes.pop("T", None)
+        return ", ".join(f"{k} {v}" for k, v in sizes.items())
+
+    def number(row: dict[str, Any], key: str) -> str:
+        return f"{row[key]:.4f} ± {row[key + '_std']:.4f}".replace("0.", ".")
+
+    columns = {
+        "architecture": lambda r: f"`{r['architecture']}`",
+        "size": size,
+        "test NE": lambda r: number(r, "test_ne"),
+        "test AUC": lambda r: number(r, "test_auc"),
+        "beside the plain DNN": versus,
+        "dense parameters": lambda r: f"{r['dense_params']:,}",
+        "training FLOPs": lambda r: f"{r['training_flops']:.1e}",
+        "rate": lambda r: f"{r['learning_rate']:.3g}",
+    }
+    print(f"spread over seeds {spread:.4f}; a difference below {tie:.4f} is a tie\n")
+    logistic = {**logistic, "architecture": "logistic regression"}
+    print(markdown([*best, logistic], columns), end="\n\n")
+
+    axes = []
+    for name in NINE:
+        for axis in ("S", "T", "L", "D", "all"):
+            own = table.filter(pl.col("architecture") == name, pl.col("axis") == axis)
+            if own.height:
+                axes.append((name, axis, own.sort("axis_value")))
+
+    def at(place: int) -> Any:
+        return lambda row: number(row[2].row(place, named=True), "test_ne")
+
+    def change(row: Any) -> str:
+        gained = row[2]["test_ne"][-1] - row[2]["test_ne"][0]
+        return f"{gained:+.4f}".replace("0.", ".") if abs(gained) >= tie else "tie"
+
+    columns = {
+        "architecture": lambda r: f"`{r[0]}`",
+        "axis": lambda r: r[1],
+        "base": at(0),
+        "× 2": at(1),
+        "× 4": at(2),
+        "× 4 against base": change,
+        "FLOPs × ": lambda r: f"{r[2]['training_flops'][-1] / r[2]['training_flops'][0]:.1f}",
+    }
+    print(markdown([row for row in axes if row[2].height == 3], columns))
 
 
 def main(argv: list[str]) -> None:

@@ -19,14 +19,37 @@ NAMES = {
     "dcnv2_din": "DCNv2 + DIN",
     "rankmixer": "RankMixer",
     "hstu": "HSTU",
+    "dlrm": "DLRM",
+    "din": "DIN",
+    "autoint": "AutoInt",
+    "wukong": "Wukong",
+    "transformer": "Transformer",
+    "heteroatt": "HeteroAtt",
+    "hiformer": "Hiformer",
+    "hhft": "HHFT",
+    "tokenmixer_large": "TokenMixer-Large",
+    "dlrm_v3": "DLRM-v3",
+    "mtgr": "MTGR",
+    "grab": "GRAB",
+    "longer": "LONGER",
+    "onetrans": "OneTrans",
 }
 COLORS = {"dlrm_mlp": "#7f7f7f", "dcnv2_din": "#2a9d8f", "rankmixer": "#d1495b", "hstu": "#30638e"}
-LINES = {"T": ":", "S": ":", "L": "--", "D": "-"}
+COLORS |= {
+    name: matplotlib.colormaps["tab20"](place)
+    for place, name in enumerate(n for n in NAMES if n not in COLORS)
+}
+LINES = {"all": "-", "T": ":", "S": ":", "L": "--", "D": "-"}
 
 
-def draw(study: str, title: str) -> pathlib.Path:
-    """Test NE against training FLOPs: a panel a budget, a line a ladder, bars over seeds."""
+def draw(study: str, title: str, axis: str | None = None) -> pathlib.Path:
+    """Test NE against training FLOPs: a panel a budget, a line a ladder, bars over seeds.
+
+    axis: only the ladders along it.
+    """
     rows = pl.read_parquet(RESULTS / study / "results.parquet").filter(pl.col("stage") == "final")
+    if axis is not None:
+        rows = rows.filter(pl.col("axis") == axis)
     budgets = sorted(rows["budget"].unique().to_list())
     figure, panels = plt.subplots(
         1, len(budgets), figsize=(4.6 * len(budgets), 3.8), sharey=True, squeeze=False
@@ -55,7 +78,7 @@ def draw(study: str, title: str) -> pathlib.Path:
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     FIGURES.mkdir(parents=True, exist_ok=True)
-    path = FIGURES / f"{study}.svg"
+    path = FIGURES / f"{study.replace('/', '_')}.svg"
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     return path
@@ -66,3 +89,6 @@ if __name__ == "__main__":
     print(draw("ebnerd_axes", "EB-NeRD demo: the next week's clicks"))
     print(draw("movielens_architectures", "MovieLens-1M: ratings of 4 or more"))
     print(draw("world_gap", "The synthetic world of 550,000 impressions"))
+    for name, title in (("world", "The synthetic world"), ("ebnerd", "EB-NeRD demo")):
+        if (RESULTS / "all_architectures" / name).exists():
+            print(draw(f"all_architectures/{name}", f"{title}: all axes at once", axis="all"))

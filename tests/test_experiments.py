@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 
 from rankjax import embedding, models, train
@@ -81,6 +82,37 @@ def test_the_cross_builds_for_every_tokenizer(tmp_path):
         assert [one.name for one in asked.ladders] == ["rankmixer D", "heteroatt D"]
         for one in asked.ladders:
             assert sizes.dense_params(one.configs[0], log.schema, 16) > 0
+
+
+def test_the_page_of_all_architectures_shows_the_committed_rows(capsys):
+    module = load("all_architectures")
+    page = (EXPERIMENTS.parent / "docs" / "architectures.md").read_text()
+    for folder in sorted((EXPERIMENTS / "results" / "all_architectures").iterdir()):
+        module.show(folder)
+        assert f"<!-- {folder.name}: tables -->\n{capsys.readouterr().out.strip()}\n<!--" in page
+
+
+def test_a_best_size_is_chosen_on_validation_and_a_tie_is_called_one(tmp_path, capsys):
+    module = load("all_architectures")
+    rows = []
+    #        architecture  L  width  validation  test  (two seeds each, std .0014)
+    sizes = [("dlrm_mlp", 0, 8, 0.99, 0.95), ("dlrm_mlp", 1, 8, 0.92, 0.930)]
+    sizes += [("dlrm_mlp", 1, 32, 0.95, 0.90), ("din", 1, 8, 0.9, 0.931), ("hstu", 1, 8, 0.9, 0.8)]
+    for name, layers, width, validation, test in sizes:
+        for seed in (-1e-3, 1e-3):
+            row = {"architecture": name, "axis": "all", "axis_value": width, "tokens": None}
+            row |= {"history": None, "layers": layers, "width": width, "stage": "final"}
+            row |= {"dense_params": 1, "training_flops": 1e9, "learning_rate": 1e-3}
+            row |= {"validation_ne": validation, "test_ne": test + seed, "test_auc": 0.7}
+            rows.append(row)
+    pl.DataFrame(rows).write_parquet(tmp_path / "results.parquet")
+    module.show(tmp_path)
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| ")]
+    found = {x.split(" | ")[0]: x.split(" | ")[1:5] for x in lines}
+    assert found["| `hstu`"] == ["L 1, D 8", ".8000 ± .0014", ".7000 ± .0000", "better"]
+    assert found["| `dlrm_mlp`"][0] == "L 1, D 8"  # not D 32, which only the test span prefers
+    assert found["| `din`"][-1] == "tie"
+    assert found["| `logistic regression`"][-1] == "worse"
 
 
 def test_movielens_gives_windows_to_the_sequence_model_only(tmp_path):
