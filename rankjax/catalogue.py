@@ -61,17 +61,17 @@ def rows() -> list[dict[str, Any]]:
 def _row(name: str, architecture: str, size: papers.Size) -> dict[str, Any]:
     config, paper = size.config, module_of(architecture).PAPER
     fields, axes = dataclasses.asdict(config), type(config).axes
-    counted = {"n": size.n} if size.n else {}
+    counted, at = size.counted, {"n": size.n} if size.n else {}
     row = {
         "name": name,
         "architecture": architecture,
         "paper": f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title,
         "chosen": size.chosen,
-        "paper_params": config.paper_params(),
-        "paper_flops": config.paper_flops(**counted),
+        "paper_params": counted.paper_params(),
+        "paper_flops": counted.paper_flops(**at),
         "paper_scope": type(config).paper_scope,
         "n": size.n,
-        "tokens": fields.get(axes.get("T", axes.get("S", ""))),
+        "tokens": size.tokens or fields.get(axes.get("T", axes.get("S", ""))),
         "layers": fields.get(axes.get("L", "")),
         "width": fields.get(axes.get("D", "")),
         "heads": fields.get("heads"),

@@ -15,12 +15,21 @@ class Size:
 
     config: the whole Config. chosen: which of its fields the paper does not print, and how they
     were chosen; "" = every field that decides the size is printed. n: at how many tokens a
-    sequence model's paper_flops are taken; None = the config's own.
+    sequence model's paper_flops are taken; None = the config's own. tokens: at how many feature
+    tokens paper_params and paper_flops are taken where the config leaves T to the data.
     """
 
     config: Any
     chosen: str = ""
     n: int | None = None
+    tokens: int | None = None
+
+    @property
+    def counted(self) -> Any:
+        """The Config whose paper_params and paper_flops are listed."""
+        if self.tokens is None:
+            return self.config
+        return dataclasses.replace(self.config, tokens=self.tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,13 @@ def test_every_row_has_every_column(rows):
         assert tuple(row) == catalogue.COLUMNS
         assert row["architecture"] in models.MODELS
         assert row["dense_params"] > 0 < row["flops"]
-    assert "even_split, since" in rows["hiformer"]["note"] and not rows["mtgr_small"]["note"]
+        assert row["paper_params"] and row["paper_flops"], row["name"]
+    assert not rows.keys() & models.MODELS.keys()  # which `find` would not tell apart
+    assert rows["wukong_1_gflop"]["tokens"] == 720 and rows["autoint_criteo"]["tokens"] == 39
+    assert (
+        "even_split, since" in rows["hiformer_google_play"]["note"]
+        and not rows["mtgr_small"]["note"]
+    )
 
 
 def test_what_the_papers_print_is_listed(rows):

@@ -79,8 +79,8 @@ class Config:
 
     axes: ClassVar[dict[str, str]] = {"T": "virtual_tokens", "L": "layers", "D": "width"}
     paper_scope: ClassVar[str] = (
-        "the n1 + n2 layers with their norms, the last heterogeneous one as built (prune_last), "
-        "without tokenizer, [cls] and towers; FLOPs per candidate, matrices and attention"
+        "the n1 + n2 layers with their norms, without tokenizer, [cls] and towers; parameters of "
+        "the last heterogeneous one as built (prune_last), FLOPs per candidate of all its tokens"
     )
 
     def __post_init__(self) -> None:
@@ -136,21 +136,21 @@ class Config:
         return total + self.layers * (own + norms.parameters(self.norm, W))
 
     def paper_flops(self) -> float | None:
-        """2 multiply-adds a weight, and the scores, 2 H (d_k + d_v) for each pair of tokens.
+        """2 multiply-adds a weight, and the scores, 2 H (d_k + d_v) for each pair; all tokens.
 
         pool="task" runs the Hiformer layers once per task. None where the data decide T.
         """
         if self.tokens is None:
             return None
-        T, D, H, total = self.tokens + self.tasks, self.width, self.heads, 0
-        for P in (self.outputs(T, layer) for layer in range(self.hetero_layers)):
-            total += 2 * hetero_attention.weights(T, P, D, H, *self.head_widths)
-            total += 2 * P * 2 * self.expansion * D * D
-            total += hetero_attention.score_flops(T, P, H, *self.head_widths)
+        T, D, H = self.tokens + self.tasks, self.width, self.heads
+        hetero = 2 * hetero_attention.weights(T, T, D, H, *self.head_widths)
+        hetero += 2 * T * 2 * self.expansion * D * D
+        hetero += hetero_attention.score_flops(T, T, H, *self.head_widths)
         M = self.virtual_tokens
         own = 2 * self._hiformer_weights(T * D if self.pool == "concat" else D)
         own += hetero_attention.score_flops(M, M, H, *self.head_widths)
-        return float(total + (self.tasks if self.pool == "task" else 1) * self.layers * own)
+        times = self.tasks if self.pool == "task" else 1
+        return float(self.hetero_layers * hetero + times * self.layers * own)
 
     def _hiformer_weights(self, W: int) -> int:
         """Weights of a Hiformer layer without biases: W M (2 q + v) + M v F2 + F2 W."""
@@ -169,7 +169,7 @@ PAPER = papers.Paper(
     "formulas are ours, made from the drawing",
     sizes={
         "hhft_base": papers.Size(
-            config=HHFT_BASE, chosen="all: the paper prints no size that was read"
+            config=HHFT_BASE, chosen="all: the paper prints no size that was read", tokens=15
         )
     },
     leaves_open=(

@@ -139,6 +139,9 @@ WUKONG_61_GFLOP = _table_5(8, 96, 96, 16384)
 WUKONG_108_GFLOP = _table_5(8, 192, 192, 16384)
 
 
+N = 720  # the features of the paper's internal data
+
+
 def _difference(larger: Config, smaller: Config) -> int:
     """Parameters of one size more than of another; n cancels for equal rank and MLP."""
     return _at_720(larger).paper_params() - _at_720(smaller).paper_params()
@@ -146,7 +149,7 @@ def _difference(larger: Config, smaller: Config) -> int:
 
 def _at_720(config: Config) -> Config:
     """With as many tokens as the features of the paper's internal data."""
-    return dataclasses.replace(config, tokens=720)
+    return dataclasses.replace(config, tokens=N)
 
 
 def _training_flops(printed: float, config: Config) -> papers.Figure:
@@ -177,7 +180,10 @@ _CHOSEN = (
 PAPER = papers.Paper(
     title="Wukong: Towards a Scaling Law for Large-Scale Recommendation",
     arxiv="2403.02545",
-    sizes={name: papers.Size(config=config, chosen=_CHOSEN) for name, config in _SIZES.items()},
+    sizes={
+        name: papers.Size(config=config, chosen=_CHOSEN, tokens=N)
+        for name, config in _SIZES.items()
+    },
     figures=(
         papers.Figure(
             what="parameters of layers 5 to 8 (n_F = n_L = 32, k = 24, MLP 3 x 2048)",

@@ -71,7 +71,7 @@ def test_parameter_count(norm, place, head_width):
 
 
 def test_the_papers_size_has_the_papers_count():
-    assert autoint.AUTOINT.paper_params() == 4 * 16 * 64 + 2 * 4 * 64 * 64
+    assert autoint.AUTOINT_CRITEO.paper_params() == 4 * 16 * 64 + 2 * 4 * 64 * 64
     (figure,) = autoint.PAPER.figures
     assert figure.ours() == 39_361
 
@@ -155,7 +155,7 @@ def test_a_bad_config_is_refused(change, match):
 
 
 def test_a_config_goes_to_json_and_back():
-    for config in (SMALL, autoint.AUTOINT):
+    for config in (SMALL, autoint.AUTOINT_CRITEO):
         assert autoint.Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 

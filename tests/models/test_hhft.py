@@ -290,7 +290,9 @@ def test_closed_forms_are_exact(change):
 @pytest.mark.parametrize("change", CASES)
 def test_the_layers_multiply_as_often_as_the_closed_form_says(change):
     """All matrix products of a forward, less those of tokenizer and towers (3 and 4 columns)."""
-    config = dataclasses.replace(SMALL, tokens=4, **change)
+    pruned = dataclasses.replace(SMALL, tokens=4, **change)
+    config = dataclasses.replace(pruned, prune_last=False)
+    assert pruned.paper_flops() == config.paper_flops()
     forward = functools.partial(hhft.HHFT(config).apply, train=False)
     total = flops.count(forward, {"params": shapes(config)}, features()).matmul
     W, candidates = (4 + config.tasks) * D if config.pool == "concat" else D, 4

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rankjax import flops
-from rankjax.models import hiformer
+from rankjax.models import hiformer, transformer
 from tests import builders, oracles
 from tests.references import hiformer as reference
 
@@ -240,13 +240,20 @@ def test_closed_forms_are_exact(config, change):
 def test_a_block_multiplies_as_often_as_the_closed_form_says(config, change):
     config = dataclasses.replace(at_tokens(config), **change)
     total, T, N = 0, config.tokens + config.tasks, 5
-    for layer in range(config.layers):
-        last = config.prune_last and layer == config.layers - 1
-        block = hiformer.Block(config, config.tasks if last else T)
+    for _ in range(config.layers):  # all rows of all layers, pruned or not
+        block = hiformer.Block(config, T)
         x_tnd = jax.ShapeDtypeStruct((T, N, config.width), jnp.float32)
         params = jax.eval_shape(block.init, jax.random.key(0), x_tnd)
         total += flops.count(block.apply, params, x_tnd).matmul
     assert total == N * config.paper_flops()
+
+
+def test_heteroatt_costs_the_flops_of_a_plain_transformer():
+    own = dict(tokens=37, layers=2, width=128, heads=4, expansion=4)
+    plain = transformer.Config(**own, key_width=16, value_width=64)
+    hetero = hiformer.HeteroAttConfig(**own, qk_width=16, v_width=64)
+    assert hetero.paper_flops() == plain.paper_flops()
+    assert hetero.paper_params() > 20 * plain.paper_params()
 
 
 def test_a_full_heteroatt_layer_is_the_specs_closed_form():
@@ -260,7 +267,7 @@ def test_a_full_heteroatt_layer_is_the_specs_closed_form():
 
 
 def test_what_low_rank_saves_is_the_printed_difference():
-    full, low = hiformer.HIFORMER_FULL, hiformer.HIFORMER
+    full, low = hiformer.HIFORMER_FULL, hiformer.HIFORMER_GOOGLE_PLAY
     composite = dataclasses.replace(low, composite_query=True)
     assert full.paper_params() - low.paper_params() == 43_270_144
     assert 40_960 * 38**2 - (128 * 192 + 1024 * 384) * 38 == 43_270_144
