@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from rankjax import models
 from rankjax.bench import block_cases, block_inputs, rounds
 from rankjax.bench.block_cases import Case
 from rankjax.bench.block_inputs import Size
 from rankjax.layers import activations, per_token
-from rankjax.models import hiformer, hstu
+from rankjax.models import dlrm_v3, grab, hiformer, hstu, longer, mtgr, onetrans
 
 PARTS = ("forward", "forward_backward")
 AT_ONCE = 4  # blocks; a round of so few and of their peers meets one state of a shared machine
@@ -157,37 +158,49 @@ def peer_items(
 
 
 def pruned(config: rounds.Rounds, sizes: dict[str, Size] = block_inputs.SIZES) -> dict[str, Any]:
-    """Seconds of a small HSTU and Hiformer whose last layer computes all rows, or those read.
+    """Seconds of models of two layers whose last one computes all rows, or those that are read.
 
+    Of every sequence model, and of Hiformer with its task tokens.
     Returns: {"<model>/<size>": {"full": {part: figure}, "pruned": ...,
       "full_seconds_over_pruned": {part: ratio}}}.
     """
-    jobs: dict[str, Callable[[], float]] = {}
-    names = [f"{model}/{size}" for size in sizes for model in ("hstu", "hiformer")]
+    out: dict[str, Any] = {}
     for size_name, s in sizes.items():
-        wide = {"width": s.width, "heads": s.heads, "layers": 2}
-        for kind, prune in (("full", False), ("pruned", True)):
-            models = {
-                "hstu": hstu.HSTU(hstu.Config(history=s.history, prune_last=prune, **wide)),
-                "hiformer": hiformer.Hiformer(
-                    hiformer.HiformerConfig(
-                        tokenizer="even_split", tokens=s.tokens, prune_last=prune, **wide
-                    )
-                ),
+        for model, both in _pruned_configs(s).items():
+            jobs: dict[str, Callable[[], float]] = {}
+            for kind, model_config in both.items():
+                calls = functions(_whole(models.MODELS[model](model_config), s))
+                jobs |= {f"{kind}/{part}": rounds.timed(calls[part]) for part in PARTS}
+            seconds, _ = rounds.measure(jobs, [], dataclasses.replace(config, peers=False))
+            found = {k: {p: seconds[f"{k}/{p}"] for p in PARTS} for k in both}
+            out[f"{model}/{size_name}"] = {
+                **{k: {p: rounds.figure(x) for p, x in own.items()} for k, own in found.items()},
+                "full_seconds_over_pruned": {
+                    p: ratio(found["full"][p], found["pruned"][p], config.repeats) for p in PARTS
+                },
             }
-            for model, module in models.items():
-                calls = functions(_whole(module, s))
-                for part in PARTS:
-                    jobs[f"{model}/{size_name}/{kind}/{part}"] = rounds.timed(calls[part])
-    seconds, _ = rounds.measure(jobs, [], dataclasses.replace(config, peers=False))
-    out = {}
-    for name in names:
-        both = {k: {p: seconds[f"{name}/{k}/{p}"] for p in PARTS} for k in ("full", "pruned")}
-        out[name] = {k: {p: rounds.figure(s) for p, s in x.items()} for k, x in both.items()}
-        out[name]["full_seconds_over_pruned"] = {
-            p: ratio(both["full"][p], both["pruned"][p], config.repeats) for p in PARTS
-        }
     return out
+
+
+def _pruned_configs(s: Size) -> dict[str, dict[str, Any]]:
+    """{model: {"full": its Config, "pruned": the same with prune_last}}."""
+    wide = {"width": s.width, "heads": s.heads, "layers": 2}
+    stream = {"history": s.history, **wide}
+    tokens = {"tokenizer": "even_split", "tokens": s.tokens}
+    configs = {
+        "hiformer": hiformer.HiformerConfig(**tokens, **wide),
+        "hstu": hstu.Config(**stream),
+        "dlrm_v3": dlrm_v3.Config(**stream),
+        "mtgr": mtgr.Config(**stream),
+        "grab": grab.Config(**stream),
+        "longer": longer.Config(**stream),
+        # A pyramid's last layer has few rows anyway.
+        "onetrans": onetrans.Config(**stream, tokens=s.tokens, pyramid=False),
+    }
+    return {
+        name: {k: dataclasses.replace(c, prune_last=k == "pruned") for k in ("full", "pruned")}
+        for name, c in configs.items()
+    }
 
 
 def _whole(module: nn.Module, size: Size) -> Case:

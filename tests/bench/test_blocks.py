@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tyro
 
+from rankjax import models
 from rankjax.bench import block_cases, blocks, commands, rounds
+from rankjax.scaling import presets
 from tests.bench.test_block_inputs import TINY
 
 ONCE = rounds.Rounds(rounds=1, repeats=1)
@@ -105,7 +107,8 @@ def test_all_of_it_on_the_command_line(monkeypatch):
 @pytest.mark.slow
 def test_pruned():
     found = blocks.pruned(ONCE, SIZES)
-    assert set(found) == {"hstu/tiny", "hiformer/tiny"}
+    sequence = {n for n in models.MODELS if "S" in presets.config_type(n).axes}
+    assert set(found) == {f"{name}/tiny" for name in sequence | {"hiformer"}}
     for model in found.values():
         full, short = (model[kind]["forward"]["median"] for kind in ("full", "pruned"))
         assert model["full_seconds_over_pruned"]["forward"] == pytest.approx(full / short)
