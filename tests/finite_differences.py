@@ -14,7 +14,7 @@ def check(
     rng: np.random.Generator,
     *,
     step: float = 1e-5,
-    tolerance: float = 3e-5,
+    tolerance: float = 1e-5,
     zero: Callable[[str], bool] = lambda name: False,
 ) -> None:
     """Asserts that the slope of `loss` along a random direction of each leaf is the gradient's.

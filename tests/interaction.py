@@ -110,7 +110,7 @@ def check_gradients(reference: Reference, model: nn.Module, rng: np.random.Gener
         found = float(np.vdot(np.asarray(got[i], np.float64), direction))
         name = jax.tree_util.keystr(path)
         assert abs(want) > 1e-7, f"{name} does not matter"
-        assert abs(found - want) <= 2e-5 * max(1, abs(want)), f"{name}: {found}, want {want}"
+        assert abs(found - want) <= 1e-5 * max(1, abs(want)), f"{name}: {found}, want {want}"
 
 
 def close(a: np.ndarray, b: np.ndarray, mask: np.ndarray, atol: float = 1e-5) -> None:

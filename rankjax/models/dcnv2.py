@@ -2,6 +2,11 @@
 
 Features -> inputs (history by DIN's target attention) -> concat x_0 -> cross layers, MLP -> logits
 DCN-V2: arXiv 2008.13535; DIN: arXiv 1706.06978.
+
+Parameters, W the width of all inputs with the pooled history, M deep layers: L cross layers, each
+W^2 + W, with rank r 2 W r + W, with n experts n (2 W r + r^2) + W n + W; the deep network
+W D + D + (M - 1) (D^2 + D) and its norms; heads (W + D) K + K ("parallel"), D K + K ("stacked"),
+W K + K (M = 0); target attention, see layers/history_pooling.py.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rankjax.models import dcnv2
-from tests import builders
+from tests import builders, interaction
 from tests.references import dcnv2 as reference
 
 SMALL = dcnv2.Config(layers=2, width=8, deep_layers=2, tasks=2, attention_hidden=(6,))
@@ -50,7 +50,7 @@ def test_logits_are_the_papers(kind):
             *(builders.one(batch, row, candidate), p, c.layers, c.deep_layers, c.pooling),
             *(c.structure, c.attention_activation),
         )
-        np.testing.assert_allclose(got[row, candidate], want, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(got[row, candidate], want, rtol=1e-5, atol=1e-5)
 
 
 def test_parameter_counts():
@@ -67,6 +67,31 @@ def test_parameter_counts():
         head = D if kind == "mixture" else W + D
         assert builders.count(params["heads"]) == head * 2 + 2
         assert builders.count(params["history"]) == (4 * 9 + 4) * 6 + 6 + 6 + 1
+
+
+@pytest.mark.parametrize("kind", ["full, stacked", "low rank", "mixture"])
+def test_gradients_are_the_papers_differences(kind):
+    config = dataclasses.replace(SMALL, **KINDS[kind])
+    c = config
+
+    def expected(sample, p):
+        return reference.logits(sample, p, c.layers, c.deep_layers, c.pooling, c.structure)
+
+    interaction.check_gradients(expected, dcnv2.DCNv2(config), np.random.default_rng(4))
+
+
+@pytest.mark.parametrize("structure", dcnv2.STRUCTURES)
+@pytest.mark.parametrize("norm", ["none", "rms", "layer"])
+@pytest.mark.parametrize("place", ["pre", "post"])
+def test_the_files_closed_form_is_exact(structure, norm, place):
+    config = dataclasses.replace(SMALL, structure=structure, norm=norm, norm_place=place, rank=3)
+    W, D, M, L, K, r, F = WIDTH, 8, 2, 2, 2, 3, 6
+    want = L * (2 * W * r + W) + W * D + D + (M - 1) * (D * D + D)
+    want += (W + D if structure == "parallel" else D) * K + K
+    want += (4 * 9 + 4) * F + F + F + 1  # target attention
+    read = W + (M - 1) * D if place == "pre" else M * D
+    want += {"none": 0, "rms": 1, "layer": 2}[norm] * read
+    assert builders.count(initial(config)["params"]) == want
 
 
 def test_small_residual_divides_the_cross_matrices():

@@ -54,6 +54,16 @@ def test_logits_are_the_references(change):
         np.testing.assert_allclose(got[row, candidate], want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+def test_gradients_are_the_references_differences(layers):
+    config = dataclasses.replace(SMALL, layers=layers, pooling=("mean", "target"))
+
+    def expected(sample, p):
+        return reference.logits(sample, p, layers, config.pooling)
+
+    interaction.check_gradients(expected, dlrm.DLRMMLP(config), np.random.default_rng(4))
+
+
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 def test_parameter_count(norm):
     params = initial(dataclasses.replace(SMALL, norm=norm))

@@ -218,7 +218,7 @@ def slopes(loss, at, gradient, rng):
 
 def check_slopes(found):
     for name, got, want in found:
-        assert abs(got - want) < 2e-5 * max(1, abs(want)), name
+        assert abs(got - want) < 1e-5 * max(1, abs(want)), name
 
 
 def test_gradients_by_parameters_are_the_references():

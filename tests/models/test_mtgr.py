@@ -189,7 +189,9 @@ def test_gradients_are_the_references():
             want = (there - back) / (2 * step)
             size = 1 + np.linalg.norm(g) * np.linalg.norm(towards)
             assert np.abs(want) > 1e-4, "a direction that shows nothing"
-            np.testing.assert_allclose((g * towards).sum(), want, rtol=0, atol=3e-5 * size)
+            # All but one lie within 5e-6; the first query's bias sums rounding over rows of
+            # attention near 0, which the norm behind it divides by their small size: 1.2e-5.
+            np.testing.assert_allclose((g * towards).sum(), want, rtol=0, atol=1.5e-5 * size)
 
     check(p, of_params, lambda p: loss(p, sides))
     check(sides, of_sides, lambda sides: loss(p, sides))

@@ -177,7 +177,7 @@ def test_gradients_are_those_of_the_reference(name, together):
     for direction in directions:
         want = (loss(direction, 1e-5) - loss(direction, -1e-5)) / 2e-5
         gradient = sum(np.sum(g * d) for g, d in zip(found, direction))
-        tolerance = 2e-5 * max(
+        tolerance = 1e-5 * max(
             1, max(np.linalg.norm(g) for g, d in zip(found, direction) if np.any(d))
         )
         np.testing.assert_allclose(gradient, want, rtol=0, atol=tolerance)

@@ -25,7 +25,7 @@ def mlp(x, p, layers, norm="none", norm_place="post"):
 
 def logits(sample, p, layers, poolings, activation="sigmoid", norm="none", norm_place="post"):
     x = din.inputs(sample, poolings, p, activation)
-    return din.dense(mlp(x, p["mlp"], layers, norm, norm_place), p["heads"]["logits"])
+    return din.dense(mlp(x, p.get("mlp"), layers, norm, norm_place), p["heads"]["logits"])
 
 
 def dot_logits(sample, p, layers, bottom_layers, poolings, norm="none", norm_place="post"):
