@@ -12,7 +12,7 @@ from flax import linen as nn
 from rankjax import checkpoint, embedding, evaluate, loss, models, optim, train
 from rankjax.data import event_log, samples
 from rankjax.layers import auxiliary
-from rankjax.models import dcnv2, dlrm, hstu, rankmixer
+from rankjax.models import dcnv2, dlrm, grab, hstu, mtgr, rankmixer
 from tests import tiny
 
 CONFIG = train.TrainConfig(
@@ -68,6 +68,8 @@ def assert_same_bits(a, b):
         dcnv2.Config(layers=1, width=8, tasks=2),
         rankmixer.Config(tokens=4, layers=1, width=8, tasks=2, pooling=("mean", "target")),
         hstu.Config(history=10, layers=2, width=8, tasks=2),
+        mtgr.Config(history=10, layers=1, width=8, heads=2, tasks=2),
+        grab.Config(history=10, layers=1, width=8, heads=2, tasks=2),
     ],
     ids=lambda m: type(m).__module__.rsplit(".", 1)[1],
 )

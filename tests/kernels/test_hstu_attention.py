@@ -95,7 +95,8 @@ def compiled(case, function):
             scale=case.scale,
             bias=None if no_bias else kernel.RelativeBias(position=position, time=time),
         )
-        return jnp.sum(out.astype(jnp.float32) * d.astype(jnp.float32)), out
+        wide = jnp.promote_types(out.dtype, jnp.float32)
+        return jnp.sum(out.astype(wide) * d.astype(wide)), out
 
     return jax.jit(jax.grad(loss, has_aux=True))
 
@@ -103,7 +104,8 @@ def compiled(case, function):
 def run(case, data, function, dtype=jnp.float32):
     """(out, gradients of q, k, v, position, time) of an implementation."""
     arrays = [jnp.asarray(data[x], dtype) for x in "qkv"]
-    arrays += [None if data[x] is None else np.float32(data[x]) for x in ("position", "time")]
+    wide = jnp.promote_types(dtype, jnp.float32)
+    arrays += [None if data[x] is None else data[x].astype(wide) for x in ("position", "time")]
     d, tokens = (
         jnp.asarray(data["d"], dtype),
         [as_tokens(data[x]) for x in ("q_tokens", "k_tokens")],
@@ -160,21 +162,14 @@ def test_value_and_gradients(function, name):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_float64_agrees_to_1e9(function):
-    data, (want, _) = solved("plain")
-    case = CASES["plain"]
+    data, (want, want_gradients) = solved("plain")
     with jax.enable_x64(True):
-        arrays = [jnp.asarray(data[x], jnp.float64) for x in "qkv"]
-        bias = kernel.RelativeBias(
-            position=jnp.asarray(data["position"]), time=jnp.asarray(data["time"])
-        )
-        tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
-        got = jax.jit(
-            lambda *a: FUNCTIONS[function](
-                *a, *tokens, RULE, normalizer=13.0, scale=case.scale, bias=bias
-            )
-        )(*arrays)
+        got, gradients = run(CASES["plain"], data, function, jnp.float64)
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+    for g, w in zip(gradients, want_gradients):
+        assert g.dtype == np.float64
+        np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

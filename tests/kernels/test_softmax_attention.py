@@ -55,7 +55,7 @@ def data(heads_of_scores=H, queries_of_scores=N):
 def compiled(function):
     def loss(arrays, scores, d, tokens):
         out = FUNCTIONS[function](*arrays, *tokens, RULE, scale=SCALE, scores=scores)
-        return jnp.sum(out.astype(jnp.float32) * d), out
+        return jnp.sum(out.astype(d.dtype) * d), out
 
     return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -80,17 +80,16 @@ def test_value_and_gradients(function, broadcast):
 
 @EACH
 def test_float64_agrees_to_1e9(function):
-    arrays, scores, _, tokens, allow = data()
+    arrays, scores, d, tokens, allow = data()
     with jax.enable_x64(True):
-        wide = [jnp.asarray(x, jnp.float64) for x in (*arrays, scores)]
-        run = jax.jit(
-            lambda *a: FUNCTIONS[function](*a[:3], *tokens, RULE, scale=SCALE, scores=a[3])
-        )
-        got = run(*wide)
-    assert got.dtype == np.float64
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (arrays, scores, d))
+        (da, ds), out = compiled(function)(*wide, tokens)
+    assert out.dtype == ds.dtype == np.float64
     for r in range(R):
-        want = reference.attention(*[x[r] for x in arrays], allow[r], SCALE, scores[r])
-        np.testing.assert_allclose(got[r], want, rtol=1e-9, atol=1e-12)
+        row = [*(x[r] for x in arrays), allow[r], SCALE, scores[r]]
+        np.testing.assert_allclose(out[r], reference.attention(*row), rtol=1e-9, atol=1e-12)
+        for got, want in zip((*da, ds), reference.gradients(d[r], *row)):
+            np.testing.assert_allclose(got[r], want, rtol=1e-9, atol=1e-11)
 
 
 @EACH

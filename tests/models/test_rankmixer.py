@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rankjax import flops
+from rankjax import embedding, evaluate, flops, train
+from rankjax.data import event_log, samples
 from rankjax.models import rankmixer
-from tests import builders, interaction, oracles
+from tests import builders, interaction, oracles, tiny
 from tests.references import rankmixer as reference
 
 SMALL = rankmixer.Config(tokens=4, layers=2, width=8, expansion=3, tasks=2)
@@ -104,6 +105,40 @@ def test_training_terms_are_the_references():
     np.testing.assert_allclose(penalty.measured, (gates_nltx > 0).mean(), rtol=1e-6)
     assert (penalty.weight, penalty.target) == (rankmixer.GATE_WEIGHT, 0.4)
     assert abs(dense_gates.sum(axis=-1).mean() - penalty.value) > 0.01
+
+
+def test_training_brings_the_active_share_to_its_target(tmp_path):
+    """From more than half of the experts to 30%, by the weight that each step adapts."""
+    config = rankmixer.Config(
+        **{"tokens": 4, "layers": 1, "width": 8, "expansion": 1, "tasks": 2},
+        **{"experts": 4, "active_share": 0.3, "dtsi": False},
+    )
+    log = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=200, events=400))
+    trained = train.TrainConfig(
+        batch=64,
+        tables=embedding.TableConfig(width=4, init_std=0.3),
+        aux_weights=(("experts", 0.05),),
+    )
+    asked = samples.SampleConfig(organisation="request", history=10)
+    batches = train.batches(log, trained, samples.build(log, asked, "train"))
+    program = train.program(config, log.schema, trained)
+    state = train.init(config, log.schema, trained, batches[0])
+    first = batches[0].without_impression()
+    ids = embedding.deduplicate(program.layout, first)
+
+    @jax.jit
+    def share(state):
+        rows = embedding.gather(state.tables, ids)
+        model = rankmixer.RankMixer(config)
+        given = (model, program.layout, state.params, rows, ids, first)
+        return evaluate.apply(*given, train=True)[1]["experts"].measured
+
+    before = float(share(state))
+    rates = {"dense": np.float32(1e-2), "tables": np.float32(0.1), "biases": np.float32(0.1)}
+    for step in range(250):
+        batch = batches[step % len(batches)].without_impression()
+        state, _ = program.step(state, batch, rates, jax.random.key(step))
+    assert before > 0.5 and share(state) == pytest.approx(0.3, abs=0.05)
 
 
 def test_which_terms_there_are():
