@@ -3,14 +3,20 @@
     python experiments/all_architectures.py world STUDY
     python experiments/all_architectures.py ebnerd RAW STUDY
     python experiments/all_architectures.py cross STUDY       # after one of the above
+    python experiments/all_architectures.py bfloat16 STUDY    # likewise
     python experiments/all_architectures.py show RESULTS
+    python experiments/all_architectures.py show-bfloat16 RESULTS
 
 `world` is the synthetic world of 550,000 impressions, `ebnerd` EB-NeRD with time-safe counters (RAW
 is the folder of the set). One call trains everything that STUDY lacks; stop it and run it again at
 will. `cross` crosses RankMixer's and HeteroAtt's width with the tokenizer and the number of tokens,
-one seed, in STUDY/cross, on the same log. `show` prints from RESULTS, the folder of a
-results.parquet, the best size of every architecture and every axis of the nine as Markdown; they
-stand in docs/architectures.md. A copy of RESULTS is a STUDY that goes on from its rows.
+one seed, in STUDY/cross, on the same log. `bfloat16` trains a size of every architecture once with
+activations of bfloat16, in STUDY/bfloat16.
+
+`show` prints from RESULTS, the folder of a results.parquet, the best size of every architecture and
+every axis of the nine as Markdown; `show-bfloat16` each trial of RESULTS/bfloat16 beside the one of
+RESULTS in float32 with the same seed and rates. Both stand in docs/architectures.md. A copy of
+RESULTS is a STUDY that goes on from its rows.
 """
 
 import dataclasses
@@ -168,6 +174,26 @@ def crossed(log: event_log.EventLog, which: str, kind: str, tokens: int | None) 
     return dataclasses.replace(asked, ladders=tuple(found), seeds=(0,))
 
 
+def in_bfloat16(log: event_log.EventLog, which: str) -> study.Study:
+    """A size of every architecture that `ask` sweeps, at a rate that it sweeps, in bfloat16.
+
+    The smallest, but of the plain DNN the largest: its smallest is the logistic regression.
+    """
+    asked = ask(log, which)
+    found = []
+    for one in asked.ladders:
+        if one.axis == "all":
+            config = one.configs[-1 if one.architecture == "dlrm_mlp" else 0]
+            config = dataclasses.replace(config, dtype="bfloat16")
+            found.append(ladder.along(config, width=(config.width,)))
+    middle = asked.table_rates[len(asked.table_rates) // 2]
+    return dataclasses.replace(
+        asked,
+        ladders=tuple(found),
+        **{"seeds": (0,), "learning_rates": (3e-3,), "table_rates": (middle,)},
+    )
+
+
 def tokens_of(log: event_log.EventLog, kind: str) -> int:
     """How many tokens the tokenizer makes of the log's features and the pooled history."""
     schema = log.schema
@@ -272,6 +298,29 @@ def show(folder: pathlib.Path) -> None:
     print(markdown([row for row in axes if row[2].height == 3], columns))
 
 
+def show_bfloat16(folder: pathlib.Path) -> None:
+    """Validation NE of each architecture's trial in bfloat16 and of its twin in float32."""
+    swept = pl.read_parquet(folder / "results.parquet").filter(stage="sweep", seed=0)
+    same = ["architecture", "tokens", "history", "layers", "width", "learning_rate"]
+    same += ["table_learning_rate", "embedding_std"]
+    low = pl.read_parquet(folder / "bfloat16" / "results.parquet").filter(stage="final")
+    swept = swept.unique(["trial"]).select(*same, float32="validation_ne")
+    rows = low.join(swept, on=same, how="left", nulls_equal=True).sort("validation_ne").to_dicts()
+    columns = {
+        "architecture": lambda r: f"`{r['architecture']}`",
+        "bfloat16": lambda r: f"{r['validation_ne']:.4f}".lstrip("0"),
+        "float32": lambda r: f"{r['float32']:.4f}".lstrip("0"),
+        "difference": lambda r: f"{r['validation_ne'] - r['float32']:+.4f}".replace("0.", "."),
+    }
+    print(markdown(rows, columns))
+
+
+def opened(home: pathlib.Path) -> tuple[event_log.EventLog, str]:
+    """The log that `world` or `ebnerd` made in a STUDY, and which of the two it is."""
+    which = "world" if (home / "world").exists() else "ebnerd"
+    return event_log.EventLog.open(home / ("world" if which == "world" else "counted")), which
+
+
 def main(argv: list[str]) -> None:
     match argv:
         case ["world", folder]:
@@ -284,11 +333,15 @@ def main(argv: list[str]) -> None:
             print(workers.run(ask(event_log.EventLog.open(log), "ebnerd"), pathlib.Path(folder)))
         case ["cross", folder]:
             home = pathlib.Path(folder)
-            which = "world" if (home / "world").exists() else "ebnerd"
-            log = event_log.EventLog.open(home / ("world" if which == "world" else "counted"))
+            log, which = opened(home)
             for kind, tokens in CROSSED:
                 asked = crossed(log, which, kind, tokens)
                 print(workers.run(asked, home / "cross" / f"{kind}_{tokens or 'data'}"))
+        case ["bfloat16", folder]:
+            home = pathlib.Path(folder)
+            print(workers.run(in_bfloat16(*opened(home)), home / "bfloat16"))
+        case ["show-bfloat16", folder]:
+            show_bfloat16(pathlib.Path(folder))
         case ["show", folder]:
             show(pathlib.Path(folder))
         case _:

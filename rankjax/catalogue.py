@@ -256,7 +256,9 @@ def _figure_row(figure: papers.Figure) -> str:
     ours = float(figure.ours())
     target = "none" if figure.tolerance is None else f"within {figure.tolerance:.3g}"
     target = "equal" if figure.tolerance == 0 else target
-    note = f" ({figure.note})" if figure.note else ""
-    what = f"{figure.what}, {figure.where}{note}"
-    deviation = ours / figure.printed - 1
-    return f"| {what} | {figure.printed:,.10g} | {ours:,.10g} | {deviation:+.2%} | {target} |"
+    note = "printed per batch of unsaid size" if figure.per_batch else figure.note
+    what = f"{figure.what}, {figure.where}" + (f" ({note})" if note else "")
+    deviation = f"{ours / figure.printed - 1:+.2%}"
+    if figure.per_batch:
+        deviation = f"a batch of {figure.printed / ours:,.0f}"
+    return f"| {what} | {figure.printed:,.10g} | {ours:,.10g} | {deviation} | {target} |"

@@ -39,6 +39,8 @@ class Figure:
     what: what is counted, in the paper's own scope. where: table, figure or section. ours is
     called without arguments. tolerance: the largest relative deviation that the test allows
     (0 = equal); None = no target, the deviation is only printed, and `note` says why.
+    per_batch: printed for a batch whose size is not printed, while ours counts one candidate; the
+    batch that it implies is shown in place of a deviation.
     """
 
     what: str
@@ -47,6 +49,7 @@ class Figure:
     where: str
     tolerance: float | None = 0.0
     note: str = ""
+    per_batch: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The experiments ask for the studies that docs/studies.md describes; nothing is trained."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import subprocess
@@ -154,3 +155,20 @@ def test_without_folders_it_prints_how_to_call_it(name):
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent)
     assert done.returncode == 1 and f"python experiments/{name}.py RAW STUDY" in done.stderr
+
+
+def test_every_architecture_has_a_size_in_bfloat16_that_is_also_swept_in_float32(tmp_path):
+    module = load("all_architectures")
+    log = event_log.EventLog.open(tiny.log(tmp_path / "log"))
+    for which in ("world", "ebnerd"):
+        asked = module.ask(log, which)
+        ends = {one.name: (one.configs[0], one.configs[-1]) for one in asked.ladders}
+        low = module.in_bfloat16(log, which)
+        assert {one.architecture for one in low.ladders} == {n.split()[0] for n in ends}
+        for one in low.ladders:
+            (config,) = one.configs
+            assert config.dtype == "bfloat16"
+            twin = dataclasses.replace(config, dtype="float32")
+            assert twin in ends[f"{one.architecture} all"] and config.layers > 0
+        assert set(low.learning_rates) <= set(asked.learning_rates)
+        assert set(low.table_rates) <= set(asked.table_rates)

@@ -22,6 +22,14 @@ def at_least(where: str, least: int, **fields: int) -> None:
             raise ValueError(f"{where}: {name}={value!r}, expected an integer >= {least}")
 
 
+def share(where: str, **fields: float) -> None:
+    """Raises ValueError unless every field is a number above 0 and at most 1."""
+    for name, value in fields.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1:
+            raise ValueError(f"{where}: {name}={value!r}, expected 0 < share <= 1")
+
+
 def dtype(where: str, value: str) -> None:
     """Raises ValueError unless `value` names a dtype that activations may have.
 

@@ -147,7 +147,7 @@ class Config:
         n tokens, scores unskipped; None = `static_max`: the events and one candidate.
         """
         (Q, V), d, h = self.head_widths, self.width, self.heads
-        n = n or self.static_max()
+        n = self.static_max() if n is None else n
         linear = 2 * n * d * h * (2 * V + 2 * Q) + 2 * n * 3 * h * V * d
         return float(self.layers * (linear + 2 * n**2 * h * (Q + V)))
 

@@ -160,7 +160,7 @@ class Config:
         n tokens; None = `static_max`: the events' tokens and one candidate.
         """
         Q, V = self.head_widths
-        n, d, h = n or self.static_max(), self.width, self.heads
+        n, d, h = self.static_max() if n is None else n, self.width, self.heads
         linear = 2 * n * d * h * (2 * V + 2 * Q) + 2 * n * h * V * d
         return float(self.layers * (linear + 2 * n**2 * h * (Q + V)))
 

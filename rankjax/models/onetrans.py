@@ -174,7 +174,7 @@ class Config:
         """
         if self.tokens is None:
             return None
-        d, keys, total = self.width, n or self.event_tokens, 0
+        d, keys, total = self.width, self.event_tokens if n is None else n, 0
         ffn = {"gelu": 4, "swiglu": 6}[self.ffn] * self.expansion
         for most in self.schedule:
             rows = min(most, keys)

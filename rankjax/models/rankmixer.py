@@ -77,8 +77,7 @@ class Config:
             tasks=self.tasks,
         )
         checks.at_least(where, 0, tokenizer_hidden=self.tokenizer_hidden)
-        if not 0 < self.active_share <= 1:
-            raise ValueError(f"{where}: active_share={self.active_share}, expected 0 < share <= 1")
+        checks.share(where, active_share=self.active_share)
         checks.one_of(where, "dtsi", self.dtsi, (False, True))
         tokenizers.check(where, self.tokenizer, self.tokens)
         if self.tokens is not None:
@@ -117,7 +116,6 @@ class Config:
 RANKMIXER_100M = Config(tokens=16, width=768, layers=2, expansion=3)  # expansion: chosen
 RANKMIXER_1B = Config(tokens=32, width=1536, layers=2, expansion=4)  # expansion: chosen
 
-_PER_BATCH = "printed per batch of a size that is not printed, ours per candidate"
 PAPER = papers.Paper(
     title="RankMixer: Scaling Up Ranking Models in Industrial Recommenders",
     arxiv="2507.15551",
@@ -152,7 +150,7 @@ PAPER = papers.Paper(
             ours=lambda: RANKMIXER_100M.paper_flops(),
             where="comparison of the models",
             tolerance=None,
-            note=_PER_BATCH,
+            per_batch=True,
         ),
         papers.Figure(
             what="FLOPs of RankMixer-1B",
@@ -160,7 +158,7 @@ PAPER = papers.Paper(
             ours=lambda: RANKMIXER_1B.paper_flops(),
             where="comparison of the models",
             tolerance=None,
-            note=_PER_BATCH,
+            per_batch=True,
         ),
     ),
     leaves_open=(

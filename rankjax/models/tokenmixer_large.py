@@ -95,6 +95,7 @@ class Config:
             checks.at_least(where, 2, tokens=self.tokens)
             mixing.check(where, self.tokens, self.width)
         tokenizers.check(where, self.tokenizer, self.tokens and self.tokens - 1)
+        checks.one_of(where, "prune_last", self.prune_last, (True, False))
         self._check_experts(where)
         self._check_aux_layers(where)
         history_pooling.check(where, self.pooling, self.attention_hidden, self.attention_activation)
@@ -120,12 +121,11 @@ class Config:
     def _check_aux_layers(self, where: str) -> None:
         if self.aux_layers is None:
             return
-        allowed = range(1, self.layers)
-        if not set(self.aux_layers) <= set(allowed) or len(set(self.aux_layers)) < len(
-            self.aux_layers
-        ):
+        depths = self.aux_layers
+        allowed = set(range(1, self.layers))
+        if not isinstance(depths, tuple) or len(set(depths) & allowed) < len(depths):
             raise ValueError(
-                f"{where}: aux_layers={self.aux_layers}, expected different depths in 1 .. "
+                f"{where}: aux_layers={depths!r}, expected different depths in 1 .. "
                 f"{self.layers - 1} (layers={self.layers}), or None"
             )
 
@@ -198,7 +198,7 @@ def _figures(size: str, config: Config, params: float, flops: float) -> tuple[pa
             ours=config.paper_flops,
             where=where,
             tolerance=None,
-            note="printed per batch of a size that is not printed, ours per candidate",
+            per_batch=True,
         ),
     )
 

@@ -24,6 +24,13 @@ def test_unknown_names_are_refused():
         checks.dtype("a.Config", "int8")
 
 
+@pytest.mark.parametrize("value", [0, 1.5, -0.1, "half", None, True, float("nan")])
+def test_a_share_is_a_number_above_0_and_at_most_1(value):
+    checks.share("a.Config", active=1, other=0.25)
+    with pytest.raises(ValueError, match=r"a\.Config: active=.*, expected 0 < share <= 1"):
+        checks.share("a.Config", active=value)
+
+
 def test_as_tuple_changes_lists_only():
     assert checks.as_tuple([1, 2]) == (1, 2)
     assert checks.as_tuple("ab") == "ab" and checks.as_tuple((1,)) == (1,)

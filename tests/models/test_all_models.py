@@ -390,8 +390,8 @@ STREAMS = {
 def test_scores_from_a_cache_are_the_recomputed_ones(name):
     """Each layer's input of the user's side, read once for whichever candidates, is enough.
 
-    Keys and values are made of its rows. It is read with noise as the candidates, of which it knows the
-    time alone; they are then scored with noise in place of what only the user's side reads.
+    Keys and values are made of its rows. It is read with noise as the candidates, of which it knows
+    the time alone; they are then scored with noise in place of what only the user's side reads.
     """
     model, layout, params, tables = made(name)
     batch = random_batch(one_time=not model.windows, full=True, seed=4).without_impression()

@@ -528,6 +528,22 @@ def test_one_channel_without_gate_and_vectors_is_a_plain_transformer():
         np.testing.assert_allclose(got[row][there], want, rtol=0, atol=1e-5)
 
 
+def test_windows_as_wide_as_the_sequence_hide_nothing_and_without_vectors_attention_is_plain():
+    f, want = window(), score(window())
+    wide = dataclasses.replace(SMALL, attn_window=S + 1)
+    np.testing.assert_array_equal(scorer(wide)(params_of(SMALL), f), want)
+    narrow = scorer(dataclasses.replace(SMALL, attn_window=1))(params_of(SMALL), f)
+    assert np.abs(narrow - want).max() > 1e-3
+    params = jax.tree.map(np.array, params_of(SMALL))
+    for layer in ("layer_0", "layer_1"):
+        for table in params[layer]["read"]["relative"].values():
+            table[:] = 0
+    plain = np.asarray(scorer(SMALL)(params, f))
+    nowhere = scorer(dataclasses.replace(SMALL, rab_window=0))(params_of(SMALL), f)
+    np.testing.assert_allclose(nowhere, plain, rtol=0, atol=1e-6)
+    assert np.abs(plain - want).max() > 1e-3
+
+
 def test_the_last_layer_may_compute_the_candidates_only():
     pruned = dataclasses.replace(SMALL, layers=1, channels=2)
     params, f = params_of(pruned), window()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankjax import batch as batches
-from rankjax import flops
+from rankjax import flops, loss
 from rankjax.batch import pack
 from rankjax.models import mtgr
 from tests import builders
@@ -370,6 +370,36 @@ def test_rows_of_a_layer_depend_on_what_their_group_may_read():
             rows = (group == g) & ~pad
             assert rows.any() and moved[rows].any() == (changed in reads[g]), (changed, g)
         assert not moved[pad & (group != changed)].any()
+
+
+def test_uneven_shards_weighted_by_their_candidates_have_the_gradient_of_the_whole_batch():
+    """As batches balanced by tokens have them: rows 0 and 1..3, with 4 and 6 candidates."""
+    b = window()
+    weights = np.repeat(b.candidate_mask[..., None], 2, axis=2)
+    f, given = builders.features(b), (b.labels, weights.astype("f4"))
+
+    @jax.jit
+    def gradient(params, f, labels, weights):
+        def objective(params):
+            logits, aux = mtgr.MTGR(SMALL).apply({"params": params}, f, train=True)
+            return loss.multi_task(logits, labels, weights, aux, b.schema)[0]
+
+        return jax.grad(objective)(params)
+
+    whole = gradient(params_of(SMALL), f, *given)
+    parts = [
+        gradient(params_of(SMALL), *jax.tree.map(lambda x, at=at: x[at], (f, *given)))
+        for at in (slice(0, 1), slice(1, 4))
+    ]
+    shares = np.array([4, 6]) / 10
+    for want, *got in zip(*map(jax.tree.leaves, (whole, *parts))):
+        want, got = np.asarray(want), np.stack(got)
+        near = dict(rtol=0, atol=1e-6 + 1e-5 * np.abs(want).max())
+        np.testing.assert_allclose(np.tensordot(shares, got, 1), want, **near)
+    assert any(
+        np.abs(np.asarray(x + y) / 2 - z).max() > 1e-3
+        for x, y, z in zip(*map(jax.tree.leaves, (*parts, whole)))
+    ), "the plain mean of the shards would do as well"
 
 
 def test_with_tied_groups_it_is_the_model_with_one_layer_norm():
