@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax.layers import checks, hetero_attention, initializers
+from rankjax.layers import checks, hetero_attention, initializers, per_token
 
 
 def check(where: str, **ranks: int | None) -> None:
@@ -90,11 +90,10 @@ class CompositeAttention(nn.Module):
         if self.composite_query:
             q_pnf = composite("query", P, H * Q, self.rank_query)
         else:
-            own = hetero_attention.Linear(H * Q, self.dtype, self.kernel_init, name="query")
+            own = per_token.Dense(H * Q, self.dtype, self.kernel_init, use_bias=False, name="query")
             q_pnf = own(x_tnd[:P])
         k_tnf = composite("key", T, H * Q, self.rank_key)
         v_tnf = composite("value", T, H * V, self.rank_value)
-        out = hetero_attention.Linear(
-            D, self.dtype, self.kernel_init, self.residual_layers, name="out"
-        )
+        how = self.dtype, self.kernel_init, self.residual_layers
+        out = per_token.Dense(D, *how, use_bias=False, name="out")
         return out(hetero_attention.attend(q_pnf, k_tnf, v_tnf, H))

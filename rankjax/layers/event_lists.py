@@ -36,15 +36,6 @@ class Lists(NamedTuple):
     separator: jax.Array
 
 
-def samples(features: Features) -> int:
-    """G, the most samples a row can hold; the candidate slots bound it where no user feature does.
-
-    (A schema without user features thus saves nothing by cutting lists of rows with many
-    candidates; the scores are the same.)
-    """
-    return next((x.shape[1] for x in features.user.values()), features.candidate_sample.shape[1])
-
-
 def length(history: int, sequences: int, by: str) -> int:
     """The longest list of one sample, in tokens."""
     return history + (sequences - 1 if by == "intent" else 0)
@@ -60,7 +51,7 @@ def merge(features: Features, *, history: int, sequences: int = 1, by: str = "ti
         them; "intent", sequence after sequence, 0 first, each in stored order, with a separator
         between two neighbours, also where one is empty.
     """
-    sample_rm, G = features.history_sample, samples(features)
+    sample_rm, G = features.history_sample, sequence.samples(features)
     R, S = sample_rm.shape
     sequence_rm = jnp.clip(features.history_action - 1, 0, sequences - 1)
     if history < S:  # events older than the newest `history` become padding, of no sample

@@ -8,10 +8,9 @@ output matrices and norms exist; keys and values are made of all T.
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from rankjax.layers import checks, initializers, norms
+from rankjax.layers import checks, feature_attention, norms, per_token
 
 
 def check(where: str, width: int, heads: int, qk_width: int | None, v_width: int | None) -> None:
@@ -30,15 +29,13 @@ def attend(q_pnf: jax.Array, k_tnf: jax.Array, v_tnf: jax.Array, heads: int) -> 
     """Softmax attention of P queries to T keys, per candidate and head, scaled by 1 / sqrt(Q).
 
     q [P, N, H Q], k [T, N, H Q] and v [T, N, H V], one float dtype -> [P, N, H V] in the dtype of
-    v. The softmax is taken in float32 (float64 for float64 inputs).
+    v. The softmax is taken in float32.
     """
-    N = k_tnf.shape[1]
-    q_pnhq, k_tnhq, v_tnhv = (x.reshape(len(x), N, heads, -1) for x in (q_pnf, k_tnf, v_tnf))
-    wide = jnp.promote_types(q_pnf.dtype, jnp.float32)
-    scores_nhpt = jnp.einsum("pnhq,tnhq->nhpt", q_pnhq, k_tnhq, preferred_element_type=wide)
-    weights_nhpt = jax.nn.softmax(scores_nhpt / math.sqrt(q_pnhq.shape[-1]), axis=-1)
-    out_pnhv = jnp.einsum("nhpt,tnhv->pnhv", weights_nhpt.astype(v_tnf.dtype), v_tnhv)
-    return out_pnhv.reshape(len(q_pnf), N, -1)
+    heads_of = lambda x_tnf: x_tnf.reshape(*x_tnf.shape[:2], heads, -1)
+    q_pnhq = heads_of(q_pnf)
+    scale = 1 / math.sqrt(q_pnhq.shape[-1])
+    out_pnhv = feature_attention.attend(q_pnhq, heads_of(k_tnf), heads_of(v_tnf), scale)
+    return out_pnhv.reshape(*q_pnf.shape[:2], -1)
 
 
 def score_flops(tokens: int, outputs: int, heads: int, qk_width: int, v_width: int) -> int:
@@ -51,33 +48,6 @@ def weights(tokens: int, outputs: int, width: int, heads: int, qk_width: int, v_
     per candidate and beside `score_flops`."""
     keys_and_values = tokens * (qk_width + v_width)
     return width * heads * (outputs * qk_width + keys_and_values + outputs * v_width)
-
-
-class Linear(nn.Module):
-    """y_t = x_t W_t: token t has its own matrix, and no bias.
-
-    Called with x [T, N, D], any float dtype; returns [T, N, features] in `dtype`.
-    Parameters, float32: kernel [T, D, features].
-    """
-
-    features: int
-    dtype: str = "float32"
-    kernel_init: str = "lecun"
-    residual_layers: int = 0  # L where the output is added to a residual stream of L layers
-
-    @nn.compact
-    def __call__(self, x_tnd: jax.Array) -> jax.Array:
-        T, _, D = x_tnd.shape
-        # batch_axis: every token is a layer of its own, so T is no part of the fan-in.
-        init = initializers.kernel(
-            self.kernel_init, residual_layers=self.residual_layers, batch_axis=(0,)
-        )
-        kernel_tdf = self.param("kernel", init, (T, D, self.features), jnp.float32)
-        return jax.lax.dot_general(
-            x_tnd.astype(self.dtype),
-            kernel_tdf.astype(self.dtype),
-            dimension_numbers=(((2,), (1,)), ((0,), (0,))),
-        )
 
 
 class HeteroAttention(nn.Module):
@@ -99,8 +69,9 @@ class HeteroAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_tnd: jax.Array) -> jax.Array:
-        def linear(name: str, head_width: int) -> Linear:
-            return Linear(self.heads * head_width, self.dtype, self.kernel_init, name=name)
+        def linear(name: str, head_width: int) -> per_token.Dense:
+            width = self.heads * head_width
+            return per_token.Dense(width, self.dtype, self.kernel_init, use_bias=False, name=name)
 
         a_pnf = attend(
             linear("query", self.qk_width)(x_tnd[: self.outputs]),
@@ -108,8 +79,13 @@ class HeteroAttention(nn.Module):
             linear("value", self.v_width)(x_tnd),
             self.heads,
         )
-        D = x_tnd.shape[-1]
-        return Linear(D, self.dtype, self.kernel_init, self.residual_layers, name="out")(a_pnf)
+        out = per_token.Dense(
+            x_tnd.shape[-1],
+            *(self.dtype, self.kernel_init, self.residual_layers),
+            use_bias=False,
+            name="out",
+        )
+        return out(a_pnf)
 
 
 class TokenNorm(nn.Module):
@@ -122,8 +98,8 @@ class TokenNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_tnd: jax.Array) -> jax.Array:
-        per_token = nn.vmap(norms.Norm, variable_axes={"params": 0}, split_rngs={"params": True})
-        return per_token(self.kind, name="norm")(x_tnd)
+        each = nn.vmap(norms.Norm, variable_axes={"params": 0}, split_rngs={"params": True})
+        return each(self.kind, name="norm")(x_tnd)
 
 
 def residual(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rankjax.batch import Features
-from rankjax.layers import checks, initializers
+from rankjax.layers import activations, checks, initializers
 from rankjax.layers.inputs import HISTORY, Input
 
 POOLINGS = ("mean", "target")
@@ -73,10 +73,8 @@ class TargetAttention(nn.Module):
         = (W_h + W_d + diag(c) W_p) h + (W_c - W_d) c,
     one matrix per candidate times h. Features of the event alone (action, age) have no
     counterpart in c and enter as further entries of h. Hidden layers then an output of width 1.
-    activation "sigmoid", or "dice": p * x + (1 - p) * alpha * x with p = sigmoid(scale *
-    (x - center)) and alpha, center, scale learned per channel. DIN takes center and scale from
-    the mini-batch in training and from running statistics afterwards; learned ones keep its form
-    at inference, need no state and keep a logit independent of the rest of the batch.
+    activation "sigmoid", or "dice" with alpha, center and scale learned per channel, see
+    layers/activations.py.
 
     Called with h [R, S, W + A], c [R, C, W] and reads, boolean [R, C, S]; any float dtype.
     Returns the unnormalised weights a [R, C, S] in `dtype`, 0 where not read. A packed row costs
@@ -130,7 +128,7 @@ class TargetAttention(nn.Module):
         alpha_f = channel("alpha", nn.initializers.zeros)
         center_f = channel("center", nn.initializers.zeros)
         scale_f = channel("scale", nn.initializers.ones)
-        return x_nf * (alpha_f + (1 - alpha_f) * nn.sigmoid(scale_f * (x_nf - center_f)))
+        return activations.dice(x_nf, alpha_f, center_f, scale_f)
 
 
 class HistoryPooling(nn.Module):

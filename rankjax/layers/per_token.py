@@ -27,7 +27,7 @@ class Dense(nn.Module):
     Called with x [T, N, D], any float dtype; returns [T, N, features] in `dtype`. Where only a part
     of the output is read, `tokens` = T lets x hold the first tokens only, and `first` = F in the
     call computes the first F features only; the parameters stay whole.
-    Parameters, float32: kernel [T, D, features], bias [T, features].
+    Parameters, float32: kernel [T, D, features] and, unless use_bias=False, bias [T, features].
     Source: RankMixer (arXiv 2507.15551), per-token FFN; also HeteroAtt, HHFT, OneTrans.
     """
 
@@ -36,6 +36,7 @@ class Dense(nn.Module):
     kernel_init: str = "lecun"
     residual_layers: int = 0  # L where the output is added to a residual stream of L layers
     tokens: int | None = None  # T; None = as many as x holds
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_tnd: jax.Array, first: int | None = None) -> jax.Array:
@@ -45,9 +46,11 @@ class Dense(nn.Module):
             self.kernel_init, residual_layers=self.residual_layers, batch_axis=(0,)
         )
         kernel_tdf = self.param("kernel", init, (T, D, self.features), jnp.float32)
+        y_tnf = matmul(x_tnd, kernel_tdf[: len(x_tnd), :, :first], self.dtype)
+        if not self.use_bias:
+            return y_tnf
         bias_tf = self.param("bias", nn.initializers.zeros, (T, self.features), jnp.float32)
-        kernel_tdf, bias_tf = kernel_tdf[: len(x_tnd), :, :first], bias_tf[: len(x_tnd), :first]
-        return matmul(x_tnd, kernel_tdf, self.dtype) + bias_tf.astype(self.dtype)[:, None]
+        return y_tnf + bias_tf[: len(x_tnd), :first].astype(self.dtype)[:, None]
 
 
 class FeedForward(nn.Module):
@@ -85,6 +88,7 @@ class SwiGLU(nn.Module):
     kernel_init: str = "lecun"
     residual_layers: int = 0
     tokens: int | None = None  # T; None = as many as x holds
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_tnd: jax.Array, first: int | None = None) -> jax.Array:

@@ -43,6 +43,15 @@ def ranks(features: Features) -> tuple[jax.Array, jax.Array]:
     )
 
 
+def samples(features: Features) -> int:
+    """G: at most so many samples lie in a row. Told by a user feature.
+
+    A schema without any leaves the number of candidates, as every sample has at least one: exact
+    too, but with room for more samples than there can be.
+    """
+    return next((x.shape[1] for x in features.user.values()), features.candidate_sample.shape[1])
+
+
 def context_tokens(features: Features, context: str) -> int:
     """Context tokens per sample: one per user feature ("prefix"), or 0 ("none")."""
     return len(features.schema.user) if context == "prefix" else 0

@@ -18,16 +18,6 @@ from rankjax.layers.transformer_block import Block
 from rankjax.masks import MaskRule
 
 
-def samples(features: Features) -> int:
-    """G: at most so many samples lie in a row. Told by a user feature.
-
-    A schema without any leaves the number of candidates, as every sample has at least one: exact
-    too, but padded to more groups than there can be.
-    """
-    widths = [x_rge.shape[1] for x_rge in features.user.values()]
-    return widths[0] if widths else features.candidate_sample.shape[1]
-
-
 def whole(features: Features, merge: int) -> Features:
     """The features with padding behind the history, up to a multiple of K = `merge` slots.
 

@@ -22,7 +22,15 @@ from flax import linen as nn
 
 from rankjax import papers
 from rankjax.batch import Features
-from rankjax.layers import checks, history_pooling, initializers, inputs, norms, task_heads
+from rankjax.layers import (
+    activations,
+    checks,
+    history_pooling,
+    initializers,
+    inputs,
+    norms,
+    task_heads,
+)
 
 ACTIVATIONS = ("dice", "prelu", "relu")
 
@@ -99,8 +107,7 @@ PAPER = papers.Paper(
 class Layer(nn.Module):
     """f(x W + b) with f Dice, PReLU or ReLU, and a norm: [..., W] -> [..., D], config's dtype.
 
-    Dice: p z + (1 - p) alpha z with p = sigmoid(scale (z - center)). PReLU: max(z, 0) +
-    alpha min(z, 0). alpha starts at 0 in Dice and 0.25 in PReLU.
+    PReLU: max(z, 0) + alpha min(z, 0). alpha starts at 0 in Dice and 0.25 in PReLU.
     Parameters, float32: dense [W, D] and bias; alpha [D] ("dice", "prelu"), center and scale [D]
     ("dice"); the norm's.
     """
@@ -128,8 +135,9 @@ class Layer(nn.Module):
             return nn.relu(z_nd)
         if c.activation == "prelu":
             return jnp.maximum(z_nd, 0) + channel("alpha", 0.25) * jnp.minimum(z_nd, 0)
-        alpha_d, center_d, scale_d = channel("alpha", 0), channel("center", 0), channel("scale", 1)
-        return z_nd * (alpha_d + (1 - alpha_d) * nn.sigmoid(scale_d * (z_nd - center_d)))
+        return activations.dice(
+            z_nd, channel("alpha", 0), channel("center", 0), channel("scale", 1)
+        )
 
 
 class DIN(nn.Module):

@@ -266,7 +266,7 @@ def masks_of(config: Config, features: Features) -> dict[str, tuple[Tokens, Toke
 
 
 def _grouped(c: Config, features: Features) -> tuple[Features, Groups]:
-    features, G = token_merge.whole(features, c.merge), token_merge.samples(features)
+    features, G = token_merge.whole(features, c.merge), sequence.samples(features)
     return features, token_merge.groups(features.history_sample, G, c.merge, c.recent)
 
 
@@ -359,7 +359,7 @@ class LONGER(nn.Module):
     def _global_tokens(self, features: Features) -> list[jax.Array]:
         """What follows the history in the stream: [R, G m, w] and [R, C P, w]."""
         c, schema = self.config, features.schema
-        G = token_merge.samples(features)
+        G = sequence.samples(features)
         R = len(features.candidate_sample)
         norm = norms.Norm(c.token_norm, name="global_norm")
         names = [f.name for f in (*schema.of("item"), *schema.of("context"))]
@@ -384,7 +384,7 @@ class LONGER(nn.Module):
     def _read(self, features: Features, x_rnw: jax.Array, tokens: Tokens) -> jax.Array:
         """The head's input [R, C, (m + 1) w], (m + 2) w with the mean of the history."""
         c, (R, C) = self.config, features.candidate_sample.shape
-        G = token_merge.samples(features)
+        G = sequence.samples(features)
         in_front, per_candidate = _globals(c, features)
         history = x_rnw.shape[1] - G * in_front - C * per_candidate
         history_rnw, user_rnw, own_rnw = jnp.split(x_rnw, [history, history + G * in_front], axis=1)

@@ -306,7 +306,7 @@ def _masks(
 ) -> dict[str, tuple[Tokens, Tokens, MaskRule]]:
     candidates = _candidate_tokens(features, T, config.event_tokens)
     join = lambda s: jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), s, candidates)
-    samples, keys, masks = event_lists.samples(features), lists.tokens, {}
+    samples, keys, masks = sequence.samples(features), lists.tokens, {}
     for layer, most in enumerate(config.schedule, start=1):
         if config.prune_last and layer == config.layers:
             most = 0

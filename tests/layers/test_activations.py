@@ -38,3 +38,11 @@ def test_bfloat16_is_rounded_once(jitted):
     want = activations.gelu(x.astype(jnp.float32))
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-8, atol=1e-6)
+
+
+def test_dice_is_the_papers_mix_of_identity_and_leak():
+    rng = np.random.default_rng(0)
+    x, alpha, center, scale = rng.normal(size=(5, 3)), *rng.normal(size=(3, 3))
+    p = 1 / (1 + np.exp(-scale * (x - center)))
+    got = activations.dice(*(jnp.asarray(v, jnp.float32) for v in (x, alpha, center, scale)))
+    np.testing.assert_allclose(got, p * x + (1 - p) * alpha * x, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from rankjax.batch import HISTORY, PAD
-from rankjax.layers import event_lists
+from rankjax.layers import event_lists, sequence
 from tests import builders
 from tests.references import din
 from tests.references import onetrans as reference
@@ -44,7 +44,7 @@ def row(sample, action, users=G, candidates=4):
 def lists_of(by, sequences, history):
     def run(features):
         found = event_lists.merge(features, history=history, sequences=sequences, by=by)
-        ends = [event_lists.last(found, n, event_lists.samples(features)) for n in range(S)]
+        ends = [event_lists.last(found, n, sequence.samples(features)) for n in range(S)]
         return found, ends
 
     return jax.jit(run)
@@ -110,7 +110,7 @@ def test_times_and_padding():
 
 def test_without_user_features_the_candidates_bound_the_samples():
     features = row([0, 1] * 5, [1] * S, users=0, candidates=3)
-    assert event_lists.samples(features) == 3
+    assert sequence.samples(features) == 3
     found = event_lists.merge(features, history=2)
     assert found.age.shape == (1, 6)
     for g in range(2):

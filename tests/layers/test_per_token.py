@@ -21,6 +21,10 @@ def test_dense_is_one_layer_per_token():
     for t in range(3):
         np.testing.assert_allclose(got[t], x_tnd[t] @ p["kernel"][t] + p["bias"][t], atol=1e-5)
     assert builders.count(params) == 3 * (4 * 6 + 6)
+    plain = per_token.Dense(6, use_bias=False)
+    assert builders.count(plain.init(jax.random.key(0), x_tnd)) == 3 * 4 * 6
+    got = plain.apply({"params": {"kernel": params["kernel"]}}, x_tnd)
+    np.testing.assert_allclose(got, x_tnd @ p["kernel"], atol=1e-5)
 
 
 def test_feed_forward_is_the_references():

@@ -97,3 +97,9 @@ def test_layer_masks():
     assert list(pruned) == ["layers before the last", "last layer"]
     assert pruned["last layer"][0].segment.shape == (1, 4) and pruned["last layer"][1] is t
     assert list(sequence.layer_masks(t, t, rule, layers=1, rows=4)) == ["last layer"]
+
+
+def test_samples_come_from_the_users_features_or_the_candidates():
+    features = builders.packed(builders.batch(np.random.default_rng(0)), 2)
+    assert sequence.samples(features) == 2
+    assert sequence.samples(dataclasses.replace(features, user={})) == 8

@@ -158,12 +158,6 @@ def test_inner_trans_stays_in_the_group_and_off_the_padding():
     np.testing.assert_array_equal(run(silent, x), groups.gather(jnp.asarray(x)))
 
 
-def test_samples_come_from_the_users_features_or_the_candidates():
-    features = builders.packed(builders.batch(np.random.default_rng(0)), 2)
-    assert token_merge.samples(features) == 2
-    assert token_merge.samples(dataclasses.replace(features, user={})) == 8
-
-
 def test_of_candidate():
     features = builders.packed(builders.batch(np.random.default_rng(0)), 2)
     x = np.arange(2 * 2 * 3).reshape(2, 2, 3, 1)
