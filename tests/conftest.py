@@ -1,10 +1,14 @@
-"""What every test file needs: that its worker has room for the programs that it compiles."""
+"""What every test file needs: programs that compile fast, and room for them."""
 
 import gc
 import pathlib
 
 import jax
 import pytest
+
+# Tests compile thousands of programs and run each on a few rows: without the compiler's costly
+# passes they take half the time. Processes that a test starts compile as users' do.
+jax.config.update("jax_disable_most_optimizations", True)
 
 MAPS = pathlib.Path("/proc/self/maps")
 MANY = 20_000

@@ -3,7 +3,9 @@
 `where` is the Config's name as the error shows it, for example "rankmixer.Config".
 """
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 DTYPES = ("float32", "bfloat16")
 
@@ -28,6 +30,16 @@ def share(where: str, **fields: float) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= 1:
             raise ValueError(f"{where}: {name}={value!r}, expected 0 < share <= 1")
+
+
+def flags(where: str, config: Any) -> None:
+    """Raises ValueError unless every bool field of a dataclass is True or False.
+
+    A string from a command line or a JSON file ("false") would pass for True.
+    """
+    for field in dataclasses.fields(config):
+        if field.type is bool and not isinstance(value := getattr(config, field.name), bool):
+            raise ValueError(f"{where}: {field.name}={value!r}, expected True or False")
 
 
 def dtype(where: str, value: str) -> None:

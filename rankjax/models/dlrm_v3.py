@@ -111,6 +111,7 @@ class Config:
                 checks.at_least(where, 1, **{name: getattr(self, name)})
         if self.attn_window is not None:
             checks.at_least(where, 0, attn_window=self.attn_window)
+        checks.flags(where, self)
         for name, allowed in _CHOICES.items():
             checks.one_of(where, name, getattr(self, name), allowed)
         checks.dtype(where, self.dtype)

@@ -124,6 +124,7 @@ class Config:
                 checks.at_least(where, 1, **{name: getattr(self, name)})
         if self.rab_window is not None:
             checks.at_least(where, 0, rab_window=self.rab_window)
+        checks.flags(where, self)
         for name, allowed in _CHOICES.items():
             checks.one_of(where, name, getattr(self, name), allowed)
         norms.check(where, self.norm, self.norm_place)

@@ -106,7 +106,7 @@ class Config:
             checks.at_least(where, 1, **{f"tower[{i}]": width})
         tokenizers.check(where, self.tokenizer, self.tokens)
         history_pooling.check(where, self.pooling, self.attention_hidden, self.attention_activation)
-        checks.one_of(where, "prune_last", self.prune_last, (True, False))
+        checks.flags(where, self)
         norms.check(where, self.norm, self.norm_place)
         initializers.check(where, self.init)
         checks.dtype(where, self.dtype)

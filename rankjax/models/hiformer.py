@@ -123,7 +123,6 @@ class HiformerConfig:
         _check(where, self)
         ranks = ("rank_query", "rank_key", "rank_value")
         composite.check(where, **{name: getattr(self, name) for name in ranks})
-        checks.one_of(where, "composite_query", self.composite_query, (True, False))
         if not self.composite_query and self.rank_query is not None:
             raise ValueError(
                 f"{where}: rank_query={self.rank_query}, expected None with composite_query=False"
@@ -161,7 +160,7 @@ def _check(where: str, c: AnyConfig) -> None:
     hetero_attention.check(where, c.width, c.heads, c.qk_width, c.v_width)
     tokenizers.check(where, c.tokenizer, c.tokens)
     history_pooling.check(where, c.pooling, c.attention_hidden, c.attention_activation)
-    checks.one_of(where, "prune_last", c.prune_last, (True, False))
+    checks.flags(where, c)
     norms.check(where, c.norm, c.norm_place)
     initializers.check(where, c.init)
     checks.dtype(where, c.dtype)

@@ -118,6 +118,7 @@ class Config:
         for name in ("qk_width", "v_width", "positions", "head_hidden"):
             if getattr(self, name) is not None:
                 checks.at_least(where, 1, **{name: getattr(self, name)})
+        checks.flags(where, self)
         for name, allowed in _CHOICES.items():
             checks.one_of(where, name, getattr(self, name), allowed)
         norms.check(where, self.norm, self.norm_place)

@@ -113,8 +113,7 @@ class Config:
         for name in ("input_hidden", "head_hidden"):
             if getattr(self, name) is not None:
                 checks.at_least(where, 1, **{name: getattr(self, name)})
-        for name in ("inner", "history_mean", "prune_last"):
-            checks.one_of(where, name, getattr(self, name), (True, False))
+        checks.flags(where, self)
         checks.one_of(where, "global_order", self.global_order, ("cacheable", "paper"))
         checks.one_of(where, "token_norm", self.token_norm, norms.KINDS)
         implementations = (None, *softmax_attention.IMPLEMENTATIONS)

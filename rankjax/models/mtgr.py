@@ -87,6 +87,7 @@ class Config:
         for name in ("expert_hidden", "tower_hidden"):
             if getattr(self, name) is not None:
                 checks.at_least(where, 1, **{name: getattr(self, name)})
+        checks.flags(where, self)
         for name, allowed in _CHOICES.items():
             checks.one_of(where, name, getattr(self, name), allowed)
         initializers.check(where, self.init)

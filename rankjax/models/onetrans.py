@@ -111,13 +111,13 @@ class Config:
 
     def __post_init__(self) -> None:
         where = "onetrans.Config"
-        checks.at_least(where, 1, history=self.history, layers=self.layers, width=self.width)
-        checks.at_least(where, 1, heads=self.heads, expansion=self.expansion, tasks=self.tasks)
-        checks.at_least(where, 1, sequences=self.sequences, pyramid_round=self.pyramid_round)
+        counts = ("history", "sequences", "pyramid_round", "layers", "width", "heads", "expansion")
+        checks.at_least(where, 1, tasks=self.tasks, **{k: getattr(self, k) for k in counts})
         checks.at_least(where, 0, tokenizer_hidden=self.tokenizer_hidden)
         if self.head_hidden is not None:
             checks.at_least(where, 1, head_hidden=self.head_hidden)
         tokenizers.check(where, self.tokenizer, self.tokens)
+        checks.flags(where, self)
         for name, allowed in _CHOICES.items():
             checks.one_of(where, name, getattr(self, name), allowed)
         norms.check(where, self.norm, self.norm_place)

@@ -78,7 +78,7 @@ class Config:
         )
         checks.at_least(where, 0, tokenizer_hidden=self.tokenizer_hidden)
         checks.share(where, active_share=self.active_share)
-        checks.one_of(where, "dtsi", self.dtsi, (False, True))
+        checks.flags(where, self)
         tokenizers.check(where, self.tokenizer, self.tokens)
         if self.tokens is not None:
             mixing.check(where, self.tokens, self.width)

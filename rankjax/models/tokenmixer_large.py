@@ -95,7 +95,7 @@ class Config:
             checks.at_least(where, 2, tokens=self.tokens)
             mixing.check(where, self.tokens, self.width)
         tokenizers.check(where, self.tokenizer, self.tokens and self.tokens - 1)
-        checks.one_of(where, "prune_last", self.prune_last, (True, False))
+        checks.flags(where, self)
         self._check_experts(where)
         self._check_aux_layers(where)
         history_pooling.check(where, self.pooling, self.attention_hidden, self.attention_activation)

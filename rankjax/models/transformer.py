@@ -77,7 +77,7 @@ class Config:
                     "for heads of another width than width / heads"
                 )
         checks.one_of(where, "readout", self.readout, READOUTS)
-        checks.one_of(where, "prune_last", self.prune_last, (True, False))
+        checks.flags(where, self)
         tokenizers.check(where, self.tokenizer, self.tokens)
         history_pooling.check(where, self.pooling, self.attention_hidden, self.attention_activation)
         norms.check(where, self.norm, self.norm_place)

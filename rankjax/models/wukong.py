@@ -75,7 +75,7 @@ class Config:
         checks.at_least(
             where, 0, top_layers=self.top_layers, tokenizer_hidden=self.tokenizer_hidden
         )
-        checks.one_of(where, "attentive", self.attentive, (True, False))
+        checks.flags(where, self)
         tokenizers.check(where, self.tokenizer, self.tokens)
         history_pooling.check(where, self.pooling, self.attention_hidden, self.attention_activation)
         norms.check(where, self.norm, self.norm_place)

@@ -1,5 +1,7 @@
 """The checks that Configs share: what they let pass, and how they name what they do not."""
 
+import dataclasses
+
 import pytest
 
 from rankjax.layers import checks
@@ -34,3 +36,16 @@ def test_a_share_is_a_number_above_0_and_at_most_1(value):
 def test_as_tuple_changes_lists_only():
     assert checks.as_tuple([1, 2]) == (1, 2)
     assert checks.as_tuple("ab") == "ab" and checks.as_tuple((1,)) == (1,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flagged:
+    layers: int = 1
+    norm: bool = True
+
+
+@pytest.mark.parametrize("value", ["false", 0, None])
+def test_flags_are_true_or_false_and_nothing_that_passes_for_it(value):
+    checks.flags("a.Config", Flagged(norm=False))
+    with pytest.raises(ValueError, match=r"a\.Config: norm=.*, expected True or False"):
+        checks.flags("a.Config", Flagged(norm=value))

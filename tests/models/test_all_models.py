@@ -232,6 +232,15 @@ def _take(x, rank):
 
 
 @EACH
+def test_a_flag_that_is_text_is_refused(name):
+    config = config_of(name)
+    for field in dataclasses.fields(config):
+        if field.type is bool:
+            with pytest.raises(ValueError, match=f"{field.name}='false', expected True or False"):
+                dataclasses.replace(config, **{field.name: "false"})
+
+
+@EACH
 def test_bad_batches_are_refused_before_compiling(name):
     batch = random_batch()
     none = part(batch, lambda x: x[:, :0], of=("candidate",))
