@@ -164,8 +164,9 @@ class HistoryPooling(nn.Module):
                 pooled_rcw = self._attend(features, h_rsw, [f.name for f in items])
             ends = itertools.accumulate(x.shape[-1] for x in values.values())
             parts = dict(zip(values, jnp.split(pooled_rcw, list(ends)[:-1], axis=-1), strict=True))
-            names = [f.name for f in schema.history]
-            found += [Input(f"history_{pooling}.{n}", HISTORY, parts[n]) for n in names]
+            for f in schema.history:
+                name, dense = f"history_{pooling}.{f.name}", f.kind == "dense"
+                found.append(Input(name, HISTORY, parts[f.name], dense))
         return found
 
     def _attend(self, features: Features, h_rsw: jax.Array, items: list[str]) -> jax.Array:

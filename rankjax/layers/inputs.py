@@ -16,11 +16,12 @@ HISTORY = "history"  # the group of pooled history features
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """One feature of every candidate: value [R, C, W], W = 1 for a dense feature."""
+    """One feature of every candidate: value [R, C, W]."""
 
     name: str  # "user.age", "candidate.item", "history_mean.item": unique in a list
     group: str
     value: jax.Array
+    dense: bool = False  # a number (or its pooled history), W = 1; else an embedding
 
 
 def collect(features: Features, pooled: list[Input]) -> list[Input]:
@@ -31,10 +32,12 @@ def collect(features: Features, pooled: list[Input]) -> list[Input]:
     """
     schema = features.schema
     found = [
-        Input(f"user.{f.name}", f.group, features.user_of_candidate(f.name)) for f in schema.user
+        Input(f"user.{f.name}", f.group, features.user_of_candidate(f.name), f.kind == "dense")
+        for f in schema.user
     ]
     found += [
-        Input(f"candidate.{f.name}", f.group, features.candidate[f.name]) for f in schema.candidate
+        Input(f"candidate.{f.name}", f.group, features.candidate[f.name], f.kind == "dense")
+        for f in schema.candidate
     ]
     found += pooled
     order = {group: i for i, group in enumerate(schema.groups)}

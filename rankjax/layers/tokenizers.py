@@ -33,9 +33,8 @@ def check(where: str, kind: str, tokens: int | None) -> None:
 
 
 def split_dense(inputs: list[Input]) -> tuple[list[Input], list[Input]]:
-    """(embeddings, dense inputs), each in the order of the list; dense inputs are 1 wide."""
-    wide = [x for x in inputs if x.value.shape[-1] > 1]
-    return wide, [x for x in inputs if x.value.shape[-1] == 1]
+    """(embeddings, dense inputs), each in the order of the list."""
+    return [x for x in inputs if not x.dense], [x for x in inputs if x.dense]
 
 
 def count(kind: str, inputs: list[Input], tokens: int | None, dense_tokens: int = 0) -> int:
@@ -71,8 +70,8 @@ class Tokenizer(nn.Module):
     ValueError where they disagree).
     hidden: width of a ReLU layer before the projections of "group" (one for each group) and
     "auto_split"; 0 = linear.
-    dense_tokens: how many tokens n_d "per_feature" makes of all dense inputs (those 1 wide) side by
-    side; 0 = one of each. None are made where no input is dense.
+    dense_tokens: how many tokens n_d "per_feature" makes of all dense inputs side by side; 0 = one
+    of each. None are made where no input is dense.
     "even_split" appends zeros until the width is a multiple of T, so the last tokens may read
     fewer inputs than the others, or none.
     Parameters, float32, every layer with a bias: per_feature W D + D per input (n_d (W D + D)

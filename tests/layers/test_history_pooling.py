@@ -50,6 +50,12 @@ def test_is_the_mean_and_the_papers_target_attention(activation, hidden):
             np.testing.assert_allclose(np.concatenate(found), x_w, rtol=0, atol=2e-5)
 
 
+def test_only_the_history_of_a_dense_feature_is_dense():
+    features = builders.features(builders.batch(np.random.default_rng(0)))
+    found = pool(("mean",)).apply({}, features)
+    assert [x.name for x in found if x.dense] == ["history_mean.price"]
+
+
 def test_parameter_count():
     features = builders.features(builders.batch(np.random.default_rng(0)))
     module = pool(("target",), attention_hidden=(6, 3), attention_activation="dice")

@@ -22,6 +22,7 @@ def test_names_groups_and_order():
         ("candidate.hour", "context"),
         ("history_mean.item", "history"),
     ]
+    assert [x.name for x in found if x.dense] == ["user.spend", "candidate.price"]
     assert list(inputs.groups(found)) == ["user", "item", "context", "history"]
     assert [x.name for x in inputs.groups(found)["user"]] == ["user.age", "user.spend"]
     assert inputs.concat(found, "bfloat16").shape == (4, 4, 4 + 1 + 4 + 1 + 4 + 4 + 4)

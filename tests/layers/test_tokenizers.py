@@ -18,7 +18,7 @@ def made(rng):
     sizes = {"user.age": ("user", 4), "user.spend": ("user", 1), "candidate.item": ("item", 4)}
     sizes["history_mean.item"] = ("history", 2)
     return [
-        Input(name, group, jnp.asarray(rng.normal(size=(2, 3, width)), jnp.float32))
+        Input(name, group, jnp.asarray(rng.normal(size=(2, 3, width)), jnp.float32), width == 1)
         for name, (group, width) in sizes.items()
     ]
 
@@ -43,7 +43,7 @@ def test_per_feature():
 def two_dense(rng):
     """As `made`, with a second dense input before the history."""
     x = jnp.asarray(rng.normal(size=(2, 3, 1)), jnp.float32)
-    return [*made(rng)[:3], Input("candidate.price", "item", x), made(rng)[3]]
+    return [*made(rng)[:3], Input("candidate.price", "item", x, dense=True), made(rng)[3]]
 
 
 @pytest.mark.parametrize("n_d", [1, 3])
@@ -69,6 +69,8 @@ def test_dense_tokens_are_counted_where_there_are_dense_inputs():
     assert tokenizers.count("per_feature", inputs, None, 0) == 5
     wide, dense = tokenizers.split_dense(inputs)
     assert [x.name for x in dense] == ["user.spend", "candidate.price"]
+    narrow = Input("user.sex", "user", jnp.zeros((2, 3, 1)))
+    assert tokenizers.split_dense([narrow]) == ([narrow], [])  # an embedding, however narrow
     assert tokenizers.count("per_feature", wide, None, 4) == 3
     assert tokenizers.count("group", inputs, None, 4) == 3
     with pytest.raises(ValueError, match=r"tokens=5, but tokenizer='per_feature' makes 7 tokens"):
