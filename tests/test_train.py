@@ -144,6 +144,31 @@ def test_auxiliary_weights_live_in_the_state_and_are_adapted(log, chosen, monkey
         )
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_grabs_tables_learn_from_the_sparse_phase_alone(weight, log, chosen):
+    """And its sequence network from the other loss alone: with a step of both."""
+    model = grab.Config(history=10, layers=1, width=8, heads=2, tasks=2)
+    whole = dataclasses.replace(CONFIG, optimizer=optim.OptimConfig(clip=None))
+    config = dataclasses.replace(whole, aux_weights=(("sparse_phase", weight),))
+    batch = train.batches(log, config, chosen)[1]
+    first = train.init(model, log.schema, config, batch)
+    before = jax.tree.map(np.array, first)
+    rates = {"dense": np.float32(1e-2), "tables": np.float32(0.1), "biases": np.float32(0.1)}
+    step, after = train.program(model, log.schema, config).step, first
+    for _ in range(2):  # what starts at 0 behind a zero gradient moves in the second
+        after, _ = step(after, batch.without_impression(), rates, jax.random.key(0))
+    tables = [
+        np.array_equal(x["embedding"], after.tables[name]["embedding"])
+        for name, x in before.tables.items()
+    ]
+    assert all(tables) if weight == 0 else not any(tables)
+    old, new = leaves(before.params), leaves(after.params)
+    still = {k for k in old if np.array_equal(old[k], new[k])}
+    sparse = {k for k in old if k.startswith("['sparse']")}
+    assert sparse and (sparse <= still if weight == 0 else not sparse & still)
+    assert sparse < old.keys() and not (old.keys() - sparse) & still
+
+
 def test_one_scoring_function(log, chosen):
     """What the step predicted before its update is what evaluation predicts from that state."""
     prog = train.program(MODEL, log.schema, CONFIG)
