@@ -66,6 +66,7 @@ def check_same(one: event_log.EventLog, other: event_log.EventLog) -> None:
 
 
 # The first learns means of dense features, whose last bits may depend on the chunks.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["requests", "gap", "lists", "mixed_impressions", "clicks"])
 def test_chunks_do_not_matter(name, tmp_path):
     config, files = scenarios.config(name), scenarios.split_off(scenarios.world())
@@ -179,6 +180,7 @@ def counted_config(name: str) -> dict:
     return scenarios.config(name) | tomllib.loads(COUNTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["requests", "clicks"])
 def test_an_import_killed_in_any_stage_goes_on_and_writes_the_same(name, tmp_path, monkeypatch):
     config, files = counted_config(name), scenarios.world()
