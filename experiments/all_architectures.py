@@ -5,6 +5,7 @@
     python experiments/all_architectures.py cross STUDY       # after one of the above
     python experiments/all_architectures.py bfloat16 STUDY    # likewise
     python experiments/all_architectures.py show RESULTS
+    python experiments/all_architectures.py show-cross RESULTS
     python experiments/all_architectures.py show-bfloat16 RESULTS
 
 `world` is the synthetic world of 550,000 impressions, `ebnerd` EB-NeRD with time-safe counters (RAW
@@ -14,9 +15,9 @@ one seed, in STUDY/cross, on the same log. `bfloat16` trains a size of every arc
 activations of bfloat16, in STUDY/bfloat16.
 
 `show` prints from RESULTS, the folder of a results.parquet, the best size of every architecture and
-every axis of the nine as Markdown; `show-bfloat16` each trial of RESULTS/bfloat16 beside the one of
-RESULTS in float32 with the same seed and rates. Both stand in docs/architectures.md. A copy of
-RESULTS is a STUDY that goes on from its rows.
+every axis of the nine as Markdown; `show-cross` RESULTS/cross; `show-bfloat16` each trial of
+RESULTS/bfloat16 beside the one of RESULTS in float32 with the same seed and rates. They stand in
+docs/architectures.md. A copy of RESULTS is a STUDY that goes on from its rows.
 """
 
 import dataclasses
@@ -217,6 +218,16 @@ def by_size(folder: pathlib.Path) -> pl.DataFrame:
     )
 
 
+def spread_of(table: pl.DataFrame) -> float:
+    """The standard deviation over seeds, one for all sizes of `by_size`."""
+    return math.sqrt(table.select((pl.col("test_ne_std") ** 2).mean()).item())
+
+
+def tie_of(spread: float, seeds: float) -> float:
+    """Two means of so many seeds differ by less in 95 of 100 draws of equal ones."""
+    return 1.96 * spread * math.sqrt(2 / seeds)
+
+
 def markdown(rows: list[dict[str, Any]], columns: dict[str, Any]) -> str:
     """A table; columns: {title: row -> text}."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -227,9 +238,8 @@ def markdown(rows: list[dict[str, Any]], columns: dict[str, Any]) -> str:
 def show(folder: pathlib.Path) -> None:
     """The best size of every architecture, chosen on validation; then every size of the nine."""
     table = by_size(folder)
-    spread = math.sqrt(table.select((pl.col("test_ne_std") ** 2).mean()).item())
-    # Two means of two seeds each differ by less than this in 95 of 100 draws of equal ones.
-    tie = 1.96 * spread * math.sqrt(2 / table["seeds"].median())
+    spread = spread_of(table)
+    tie = tie_of(spread, table["seeds"].median())
     linear = (pl.col("architecture") == "dlrm_mlp") & (pl.col("layers") == 0)
     logistic = table.filter(linear).row(0, named=True)
     best = (
@@ -298,6 +308,35 @@ def show(folder: pathlib.Path) -> None:
     print(markdown([row for row in axes if row[2].height == 3], columns))
 
 
+def show_cross(folder: pathlib.Path) -> None:
+    """Test NE of every width, tokenizer and number of tokens; spread and seeds as in `show`."""
+    tie = tie_of(spread_of(by_size(folder)), 1)
+    rows = []
+    for kind, tokens in CROSSED:
+        table = by_size(folder / "cross" / f"{kind}_{tokens or 'data'}").sort("width")
+        for name in ("rankmixer", "heteroatt"):
+            rows.append((name, kind, table.filter(pl.col("architecture") == name)))
+
+    def at(place: int) -> Any:
+        return lambda r: f"{r[2]['test_ne'][place]:.4f} ({r[2]['width'][place]})".lstrip("0")
+
+    def change(row: Any) -> str:
+        gained = row[2]["test_ne"][-1] - row[2]["test_ne"][0]
+        return f"{gained:+.4f}".replace("0.", ".") if abs(gained) >= tie else "tie"
+
+    columns = {
+        "architecture": lambda r: f"`{r[0]}`",
+        "tokenizer": lambda r: f"`{r[1]}`",
+        "T": lambda r: str(r[2]["tokens"][0]),
+        "narrow (D)": at(0),
+        "middle": at(1),
+        "wide": at(-1),
+        "wide against narrow": change,
+    }
+    print(f"one seed; a difference below {tie:.4f} is a tie\n")
+    print(markdown(sorted(rows, key=lambda r: r[0]), columns))
+
+
 def show_bfloat16(folder: pathlib.Path) -> None:
     """Validation NE of each architecture's trial in bfloat16 and of its twin in float32."""
     swept = pl.read_parquet(folder / "results.parquet").filter(stage="sweep", seed=0)
@@ -317,8 +356,9 @@ def show_bfloat16(folder: pathlib.Path) -> None:
 
 def opened(home: pathlib.Path) -> tuple[event_log.EventLog, str]:
     """The log that `world` or `ebnerd` made in a STUDY, and which of the two it is."""
-    which = "world" if (home / "world").exists() else "ebnerd"
-    return event_log.EventLog.open(home / ("world" if which == "world" else "counted")), which
+    world = home / "world" / "log"
+    which = "world" if world.exists() else "ebnerd"
+    return event_log.EventLog.open(world if which == "world" else home / "counted"), which
 
 
 def main(argv: list[str]) -> None:
@@ -340,6 +380,8 @@ def main(argv: list[str]) -> None:
         case ["bfloat16", folder]:
             home = pathlib.Path(folder)
             print(workers.run(in_bfloat16(*opened(home)), home / "bfloat16"))
+        case ["show-cross", folder]:
+            show_cross(pathlib.Path(folder))
         case ["show-bfloat16", folder]:
             show_bfloat16(pathlib.Path(folder))
         case ["show", folder]:

@@ -12,6 +12,7 @@ import pytest
 
 from rankjax import embedding, models, train
 from rankjax.data import event_log, samples
+from rankjax.data.sources import synthetic
 from rankjax.models import dlrm
 from rankjax.scaling import sizes, trial
 from tests import tiny
@@ -88,9 +89,13 @@ def test_the_cross_builds_for_every_tokenizer(tmp_path):
 def test_the_page_of_all_architectures_shows_the_committed_rows(capsys):
     module = load("all_architectures")
     page = (EXPERIMENTS.parent / "docs" / "architectures.md").read_text()
+    shows = {"tables": module.show, "cross": module.show_cross, "bfloat16": module.show_bfloat16}
     for folder in sorted((EXPERIMENTS / "results" / "all_architectures").iterdir()):
-        module.show(folder)
-        assert f"<!-- {folder.name}: tables -->\n{capsys.readouterr().out.strip()}\n<!--" in page
+        for name, show in shows.items():
+            if name == "tables" or (folder / name).exists():
+                show(folder)
+                shown = capsys.readouterr().out.strip()
+                assert f"<!-- {folder.name}: {name} -->\n{shown}\n<!--" in page
 
 
 def test_a_best_size_is_chosen_on_validation_and_a_tie_is_called_one(tmp_path, capsys):
@@ -155,6 +160,16 @@ def test_without_folders_it_prints_how_to_call_it(name):
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=EXPERIMENTS.parent)
     assert done.returncode == 1 and f"python experiments/{name}.py RAW STUDY" in done.stderr
+
+
+def test_the_log_of_a_study_is_found_again(tmp_path):
+    module = load("all_architectures")
+    prepared = synthetic.prepare(synthetic.World(users=60, requests=3.0), tmp_path / "a" / "world")
+    log, which = module.opened(tmp_path / "a")
+    assert (log.folder, which) == (pathlib.Path(prepared), "world")
+    counted = tiny.log(tmp_path / "b" / "counted")
+    log, which = module.opened(tmp_path / "b")
+    assert (log.folder, which) == (pathlib.Path(counted), "ebnerd")
 
 
 def test_every_architecture_has_a_size_in_bfloat16_that_is_also_swept_in_float32(tmp_path):
