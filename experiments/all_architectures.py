@@ -320,6 +320,9 @@ def show_cross(folder: pathlib.Path) -> None:
     def at(place: int) -> Any:
         return lambda r: f"{r[2]['test_ne'][place]:.4f} ({r[2]['width'][place]})".lstrip("0")
 
+    def middle(row: Any) -> str:
+        return at(1)(row) if row[2].height == 3 else ""
+
     def change(row: Any) -> str:
         gained = row[2]["test_ne"][-1] - row[2]["test_ne"][0]
         return f"{gained:+.4f}".replace("0.", ".") if abs(gained) >= tie else "tie"
@@ -327,9 +330,9 @@ def show_cross(folder: pathlib.Path) -> None:
     columns = {
         "architecture": lambda r: f"`{r[0]}`",
         "tokenizer": lambda r: f"`{r[1]}`",
-        "T": lambda r: str(r[2]["tokens"][0]),
+        "T": lambda r: str(r[2]["tokens"][0] or "of the data"),
         "narrow (D)": at(0),
-        "middle": at(1),
+        "middle": middle,
         "wide": at(-1),
         "wide against narrow": change,
     }
