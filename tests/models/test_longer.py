@@ -605,7 +605,7 @@ def test_dropout_acts_in_training_only():
         ({"inner_heads": 3}, "inner_heads=3, expected a divisor of width / merge = 4"),
         ({"cls_tokens": -1}, "cls_tokens=-1, expected an integer >= 0"),
         ({"global_order": "printed"}, "global_order='printed', expected one of"),
-        ({"inner": "yes"}, "inner='yes', expected one of"),
+        ({"inner": "yes"}, "inner='yes', expected True or False"),
         ({"input_hidden": 0}, "input_hidden=0, expected an integer >= 1"),
         ({"head_hidden": 0}, "head_hidden=0, expected an integer >= 1"),
         ({"tasks": 0}, "tasks=0, expected an integer >= 1"),
