@@ -66,6 +66,7 @@ def test_it_holds_what_every_architecture_must(deepfm):
     suite.test_windows_are_taken_or_refused("deepfm")
 
 
+@pytest.mark.slow
 def test_a_study_trains_it_along_its_axes(deepfm, log, tmp_path):
     asked = presets.study_of(
         log, architectures=("deepfm",), history=10, learning_rates=(3e-3,), table_rates=(0.1,),

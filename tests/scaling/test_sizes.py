@@ -28,6 +28,7 @@ def log(tmp_path_factory):
     return event_log.EventLog.open(tiny.log(folder, requests=150, events=400))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, one_time", CASES)
 def test_flops_of_a_sample_are_exact_at_other_lengths(name, one_time, log):
     config = CONFIGS[name]

@@ -185,6 +185,7 @@ def run_on(folder, tmp_path, organisation="request"):
     return trial.run(spec, log, tmp_path / "trial", test=True)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("organisation", ["impression", "request"])
 def test_an_honest_model_rings_no_alarm(organisation, world, tmp_path):
     result = run_on(world, tmp_path, organisation)
@@ -208,6 +209,7 @@ def leaking(world, folder):
     return path
 
 
+@pytest.mark.slow
 def test_an_alarm_rings_when_a_feature_is_the_label(world, tmp_path):
     result = run_on(leaking(world, tmp_path), tmp_path)
     assert result["alarm"] is True
