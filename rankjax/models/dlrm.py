@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from rankjax import papers
@@ -164,7 +165,7 @@ class DLRMMLP(nn.Module):
 
 def dots(x_vnd: jax.Array) -> jax.Array:
     """<x_i, x_j> of all pairs i < j, row by row: [V, N, D] -> [N, V (V - 1) / 2]."""
-    first, second = jnp.triu_indices(len(x_vnd), k=1)
+    first, second = np.triu_indices(len(x_vnd), k=1)
     return jnp.einsum("vnd,wnd->nvw", x_vnd, x_vnd)[:, first, second]
 
 
