@@ -5,13 +5,16 @@ so the reference, the XLA path and every kernel share one definition.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from rankjax import batch
 from rankjax.batch import Tokens
 
+ROLES = 4  # CONTEXT, HISTORY, CANDIDATE, GLOBAL: 1 to 4
 _CHOICES = (
     ("context", ("causal", "full", "history")),
     ("history", ("causal", "time", "full")),
@@ -66,6 +69,10 @@ class MaskRule:
         """bool [R, N, M]: may query token n read key token m? q is [R, N], k is [R, M]."""
         q = jax.tree.map(lambda x_rn: x_rn[:, :, None], q)
         k = jax.tree.map(lambda x_rm: x_rm[:, None, :], k)
+        return self.between(q, k)
+
+    def between(self, q: Tokens, k: Tokens) -> jax.Array:
+        """The same of queries and keys whose fields broadcast against each other, pair by pair."""
         q_context, q_history = q.role == batch.CONTEXT, q.role == batch.HISTORY
         q_global, q_candidate = q.role == batch.GLOBAL, q.role == batch.CANDIDATE
         before = k.position <= q.position
@@ -92,3 +99,72 @@ class MaskRule:
             | ((k.role == batch.GLOBAL) & reads_global)
             | ((k.role == batch.CANDIDATE) & reads_candidate)
         )
+
+    def possible(self, q: "Ranges", k: "Ranges") -> jax.Array:
+        """bool [R, n, m]: may any token of query block n read any of key block m?
+
+        False only where no pair is allowed; True says no more than that the ranges leave room. q
+        is of n blocks and k of m. Attention skips the blocks where it is False.
+        """
+        q = jax.tree.map(lambda x_rn: x_rn[:, :, None], q)
+        k = jax.tree.map(lambda x_rm: x_rm[:, None, :], k)
+
+        def pair(reader: int, read: int) -> jax.Array:
+            """Is there a token of either role, and may they be of one sample?"""
+            a, b = q.of(reader), k.of(read)
+            return (a.least.segment <= b.most.segment) & (b.least.segment <= a.most.segment)
+
+        def before(reader: int, read: int, field: str, strict: bool = False) -> jax.Array:
+            first, last = getattr(k.of(read).least, field), getattr(q.of(reader).most, field)
+            return (first < last) if strict else (first <= last)
+
+        H, C, G, X = batch.HISTORY, batch.CANDIDATE, batch.GLOBAL, batch.CONTEXT
+        found = pair(C, X) | pair(H, X) | pair(G, X) | pair(C, G)
+        found |= pair(X, X) & (before(X, X, "position") if self.context == "causal" else True)
+        found |= pair(G, G) & before(G, G, "position")
+        events = {C: before(C, H, "time", strict=True), G: True}
+        if self.history != "full":
+            events[H] = before(H, H, "position" if self.history == "causal" else "time")
+        else:
+            events[H] = True
+        if self.context == "history":
+            events[X] = True
+        for reader, there in events.items():
+            near = True
+            if self.window is not None:
+                # Where a role is missing this overflows, and `pair` is False.
+                near = q.of(reader).least.position - k.of(H).most.position <= self.window
+            found |= pair(reader, H) & there & near
+        a, b = q.of(C), k.of(C)
+        own = (a.least.group <= b.most.group) & (b.least.group <= a.most.group)
+        if self.candidates == "causal":
+            own &= before(C, C, "position")
+        return found | (pair(C, C) & own)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["least", "most"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """The least and the most that every field has among the tokens of one role in one block.
+
+    Each field [R, blocks, ROLES], of the roles from 1 on; where a block has no token of a role,
+    the least is the largest int32 and the most the smallest.
+    """
+
+    least: Tokens
+    most: Tokens
+
+    def of(self, role: int) -> "Ranges":
+        """The ranges of one role, without the axis of roles."""
+        return jax.tree.map(lambda x: x[..., role - 1], self)
+
+
+def ranges(tokens: Tokens, block: int) -> Ranges:
+    """The ranges of blocks of `block` tokens; their number [R, N] must be a multiple of it."""
+    R, N = tokens.segment.shape
+    blocks = jax.tree.map(lambda x_rn: x_rn.reshape(R, N // block, block, 1), tokens)
+    of_role = blocks.role == jnp.arange(1, ROLES + 1)
+    info = jnp.iinfo(jnp.int32)
+    least = jax.tree.map(lambda x: jnp.where(of_role, x, info.max).min(axis=2), blocks)
+    most = jax.tree.map(lambda x: jnp.where(of_role, x, info.min).max(axis=2), blocks)
+    return Ranges(least=least, most=most)

@@ -1,6 +1,7 @@
 """docs/add-an-architecture.md, followed to the letter: its file, its line, and what it promises."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -60,10 +61,15 @@ def test_it_is_listed_with_its_parameters(deepfm):
 def test_it_holds_what_every_architecture_must(deepfm):
     from tests.models import test_all_models as suite
 
-    suite.test_padding_changes_nothing("deepfm")
-    suite.test_candidates_do_not_see_each_other("deepfm")
+    # Every test of all architectures that asks for no more than a name; two more by hand.
+    alone = [f for name, f in vars(suite).items() if name.startswith("test_")]
+    of_all = lambda f: suite.EACH.mark in getattr(f, "pytestmark", ())
+    alone = [f for f in alone if of_all(f) and list(inspect.signature(f).parameters) == ["name"]]
+    assert len(alone) >= 8
+    for function in alone:
+        function("deepfm")
     suite.test_packed_rows_score_like_rows_of_their_own("deepfm", 2)
-    suite.test_windows_are_taken_or_refused("deepfm")
+    suite.test_finite_without_any_history("deepfm", "bfloat16")
 
 
 @pytest.mark.slow

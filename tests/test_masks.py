@@ -1,8 +1,14 @@
 """Truth tables, written by hand from the papers' masks."""
 
+import functools
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rankjax import masks
 from rankjax.batch import CANDIDATE, CONTEXT, GLOBAL, HISTORY, PAD, Tokens
@@ -197,3 +203,60 @@ def test_unknown_values_are_refused(field):
 def test_a_negative_window_is_refused():
     with pytest.raises(ValueError, match="window=-1, expected >= 0 or None"):
         masks.MaskRule(window=-1)
+
+
+RULES = [
+    masks.MaskRule(context=context, history=history, candidates=candidates, window=window)
+    for context, history, candidates, window in itertools.product(
+        ("causal", "full", "history"), ("causal", "time", "full"), ("group", "causal"), (None, 2)
+    )
+]
+
+
+@functools.cache
+def judged(rule):
+    """(what is allowed, what is possible by blocks of 3 and 4), one compiled function a rule."""
+
+    @jax.jit
+    def judge(q, k):
+        return rule.allow(q, k), rule.possible(masks.ranges(q, 3), masks.ranges(k, 4))
+
+    return judge
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_properties_of_every_rule(rule, data):
+    """No pair in blocks without room, none of padding or of other samples, no later event."""
+    least = {"segment": (0, 1), "role": (0, 4), "time": (-3, 3), "position": (0, 5)}
+    draw = lambda size: {
+        field: np.array([data.draw(st.lists(st.integers(*ends), min_size=size, max_size=size))])
+        for field, ends in (least | {"group": (-1, 3), "bias_time": (0, 0)}).items()
+    }
+    q, k = draw(6), draw(8)
+    of = lambda fields: Tokens(**{f: jnp.asarray(x, jnp.int32) for f, x in fields.items()})
+    allow, possible = (np.asarray(x)[0] for x in judged(rule)(of(q), of(k)))
+    room = np.repeat(np.repeat(possible, 3, axis=0), 4, axis=1)
+    assert not np.any(allow & ~room)
+    face = lambda field: (q[field][0][:, None], k[field][0][None, :])
+    (q_role, k_role), (q_segment, k_segment) = face("role"), face("segment")
+    assert not np.any(allow & ((q_role == PAD) | (k_role == PAD) | (q_segment != k_segment)))
+    (q_time, k_time), (q_group, k_group) = face("time"), face("group")
+    candidate = q_role == CANDIDATE
+    assert not np.any(allow & candidate & (k_role == HISTORY) & (k_time >= q_time))
+    assert not np.any(allow & (k_role == CANDIDATE) & (~candidate | (q_group != k_group)))
+
+
+def test_blocks_of_a_causal_row_have_room_below_the_diagonal_only():
+    n = 16
+    t = tokens("h" * n, list(range(n)), list(range(n)))
+    found = masks.MaskRule().possible(masks.ranges(t, 4), masks.ranges(t, 4))[0]
+    np.testing.assert_array_equal(found, np.tril(np.ones((4, 4), bool)))
+
+
+def test_blocks_of_two_samples_have_no_room_for_each_other():
+    segments = [0] * 8 + [1] * 8
+    t = tokens("h" * 16, [0] * 16, [*range(8)] * 2, segments=segments)
+    found = masks.MaskRule(history="full").possible(masks.ranges(t, 4), masks.ranges(t, 4))[0]
+    np.testing.assert_array_equal(found, np.kron(np.eye(2), np.ones((2, 2))).astype(bool))

@@ -7,6 +7,11 @@
 "even_split": all inputs side by side in group order, cut into T slices of equal width, one linear
   layer per slice (RankMixer, arXiv 2507.15551).
 "auto_split": all inputs side by side, one layer to T * D, cut into T (OneTrans, arXiv 2510.26104).
+
+The first two refuse a T that is not the number of inputs or groups. The last two may make more
+tokens than there are inputs: they cut or project the inputs' joined width, so that a token holds a
+part of an input, and T is the axis that a ladder scales on one data set. "even_split" refuses a T
+above that width.
 """
 
 from collections.abc import Callable

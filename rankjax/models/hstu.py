@@ -233,6 +233,10 @@ PAPER = papers.Paper(
             "in a window that would tell an earlier candidate of a later event; "
             "rab_query_time='next' is the code's, for candidates of one time",
         ),
+        (
+            "the small sizes of studies start the position bias at 2 exp(-distance / 3)",
+            "position_init='recency'; from N(0, .02), the default, few samples do not teach it",
+        ),
         ("an event is one token by default", "half the length, as DLRM-v3; 'interleaved' is there"),
         ("one small MLP per task for a multi-task mixture of experts", "its sizes are not printed"),
         ("ranking only", "no retrieval head, no sampled softmax, no slow features in the stream"),

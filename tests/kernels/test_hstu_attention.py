@@ -12,7 +12,6 @@ from rankjax import masks
 from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD, Tokens
 from rankjax.kernels import hstu_attention as kernel
 from rankjax.kernels.hstu_attention import bias as bias_lib
-from rankjax.kernels.hstu_attention import xla
 from tests.references import hstu_attention as reference
 
 RULE = masks.MaskRule()
@@ -55,7 +54,14 @@ def make(case, seed=0):
     role += [HISTORY] * case.history + [CANDIDATE] * case.candidates
     role = np.tile(role, (R, 1))
     tokens = {
-        "segment": rng.integers(0, case.segments, (R, n)),
+        # Ascending within every role.
+        "segment": np.concatenate(
+            [
+                np.sort(rng.integers(0, case.segments, (R, size)), axis=1)
+                for size in (case.context * case.segments, case.history, case.candidates)
+            ],
+            axis=1,
+        ),
         "role": np.where((rng.random((R, n)) < 0.2) & (role != CONTEXT), PAD, role),
         "time": rng.integers(0, 9, (R, n)),
         "position": rng.integers(0, n, (R, n)),
@@ -144,7 +150,9 @@ FUNCTIONS = {
     name: functools.partial(kernel.hstu_attention, implementation=name)
     for name in kernel.IMPLEMENTATIONS
 }
-FUNCTIONS["xla in blocks"] = functools.partial(xla.hstu_attention, pairs=0, block=5)
+FUNCTIONS["xla in tiles"] = functools.partial(
+    kernel.hstu_attention, implementation="xla", tile=(5, 4)
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -245,8 +253,9 @@ def test_blocks_keep_no_square_array():
     )
 
     def loss(q, k, v, bias, tokens):
-        out = xla.hstu_attention(
-            q, k, v, tokens, tokens, RULE, 1.0, scale=1.0, bias=bias, pairs=0, block=block
+        out = kernel.hstu_attention(
+            *(q, k, v, tokens, tokens, RULE),
+            **{"normalizer": 1.0, "bias": bias, "implementation": "xla", "tile": (block, block)},
         )
         return jnp.sum(out**2)
 
@@ -297,3 +306,78 @@ def test_what_does_not_fit_is_refused(change, message):
             normalizer=args["normalizer"],
             implementation=args["implementation"],
         )
+
+
+def test_descending_segments_are_refused_where_they_can_be_seen():
+    data = make(CASES["packed, normalizer per row"])
+    segment = data["k_tokens"]["segment"]
+    segment[1, 4:8] = 0, 1, 0, 1
+    data["k_tokens"]["role"][1, 4:8] = HISTORY
+    tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
+    arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
+    call = functools.partial(kernel.hstu_attention, normalizer=1.0)
+    with pytest.raises(ValueError, match=r"q_tokens.segment of row 1 is 0 at token 6, behind a"):
+        call(*arrays, *tokens, RULE)
+    jax.jit(call, static_argnums=5)(*arrays, *tokens, RULE)  # tracers cannot be looked into
+
+
+def test_tiles_without_work_are_not_computed():
+    """NaN keys that no query of their tile may read reach neither the result nor a gradient."""
+    n, tile = 12, 4
+    fields = dict.fromkeys(("segment", "time", "group", "bias_time"), np.zeros((1, n)))
+    tokens = as_tokens(fields | {"role": np.full((1, n), HISTORY), "position": [np.arange(n)]})
+    x = np.random.default_rng(0).normal(size=(1, n, 1, 4)).astype(np.float32)
+    poisoned = x.copy()
+    poisoned[:, 8:] = np.nan
+
+    def loss(k, v):
+        out = kernel.hstu_attention(
+            *(x, k, v, tokens, tokens, RULE),
+            **{"normalizer": 1.0, "implementation": "xla", "tile": (tile, tile)},
+        )
+        return jnp.sum(out[:, :8] ** 2), out
+
+    out, want = (loss(k, k)[1][:, :8] for k in (poisoned, x))
+    np.testing.assert_array_equal(out, want)
+    assert np.isfinite(out).all()
+
+
+def test_the_same_input_gives_the_same_bits():
+    data = make(CASES["plain"])
+    once, twice = (run(CASES["plain"], data, "xla in tiles") for _ in range(2))
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_memory_of_8192_tokens_is_a_twentieth_of_all_pairs():
+    """Forward and backward, compiled: H 4, d 128, with both bias tables."""
+    n = 8192
+    x = jax.ShapeDtypeStruct((1, n, 4, 128), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, n), jnp.int32)
+    tokens = Tokens(**{f.name: ids for f in dataclasses.fields(Tokens)})
+    bias = kernel.RelativeBias(
+        position=jax.ShapeDtypeStruct((2 * n - 1,), jnp.float32),
+        time=jax.ShapeDtypeStruct((129,), jnp.float32),
+    )
+
+    def temporaries(implementation):
+        def loss(q, k, v, bias, tokens):
+            out = kernel.hstu_attention(
+                *(q, k, v, tokens, tokens, RULE),
+                **{"normalizer": 1.0, "bias": bias, "implementation": implementation},
+            )
+            return jnp.sum(out**2)
+
+        grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+        return grad.lower(x, x, x, bias, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    assert 20 * temporaries("xla") <= temporaries("reference")
+
+
+@pytest.mark.parametrize("tile", [(0, 4), (4,), (2.5, 4)])
+def test_a_tile_of_no_tokens_is_refused(tile):
+    data = make(CASES["plain"])
+    tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
+    arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
+    with pytest.raises(ValueError, match="expected \\(queries, keys\\), both >= 1"):
+        kernel.hstu_attention(*arrays, *tokens, RULE, normalizer=1.0, tile=tile)

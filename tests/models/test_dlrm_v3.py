@@ -139,7 +139,7 @@ def test_logits_are_the_references(name):
     got, params = score(b, config), builders.float64(params_of(config))
     assert got.shape == (4, 4, 2) and got.dtype == np.float32
     for row, n in enumerate(CANDIDATES):
-        np.testing.assert_allclose(got[row, :n], expected(b, config, row, params), atol=2e-5)
+        np.testing.assert_allclose(got[row, :n], expected(b, config, row, params), atol=1e-5)
 
 
 WEIGHTS = np.random.default_rng(3).normal(size=(4, 4, 2))
@@ -184,7 +184,7 @@ def test_without_exact_times_there_are_no_times():
     assert list(params["places"]) == ["positions"]
     got = score(b)
     want = expected(b, SMALL, 0, builders.float64(params))
-    np.testing.assert_allclose(got[0], want, atol=2e-5)
+    np.testing.assert_allclose(got[0], want, atol=1e-5)
     np.testing.assert_array_equal(
         got, score(dataclasses.replace(b, history_time=b.history_time * 7))
     )
@@ -277,7 +277,7 @@ def test_the_last_layer_may_compute_the_candidates_only(name):
     if name == "default":
         for got, want in zip(*(jax.tree.leaves(gradients(c)) for c in (pruned, whole))):
             scale = np.abs(want).max()
-            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * scale)
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale)
 
 
 @settings(max_examples=12, deadline=None)

@@ -138,7 +138,7 @@ def test_logits_are_the_references(name):
     got = score(b, CONFIGS[name])
     assert got.shape == (4, 4, 2) and got.dtype == np.float32
     for row, n in enumerate(CANDIDATES):
-        np.testing.assert_allclose(got[row, :n], expected(b, CONFIGS[name], row), atol=2e-5)
+        np.testing.assert_allclose(got[row, :n], expected(b, CONFIGS[name], row), atol=1e-5)
 
 
 WEIGHTS = np.random.default_rng(3).normal(size=(4, 4, 2))
@@ -182,7 +182,7 @@ def test_a_query_may_have_the_next_tokens_time(tokens):
     config, b = dataclasses.replace(NEXT, tokens=tokens), window(one_time=True)
     got = score(b, config)
     for row, n in enumerate(CANDIDATES):
-        np.testing.assert_allclose(got[row, :n], expected(b, config, row), atol=2e-5)
+        np.testing.assert_allclose(got[row, :n], expected(b, config, row), atol=1e-5)
     own = np.asarray(
         scorer(dataclasses.replace(config, rab_query_time="own"))(
             params_of(config), builders.features(b)
@@ -275,7 +275,7 @@ def test_without_exact_times_the_order_cuts_and_time_differences_are_off():
     b = window(time_exact=False)
     assert "time_bias" not in params_of(SMALL, False)["layer_0"]
     got = score(b)
-    np.testing.assert_allclose(got[0], expected(b, SMALL, 0), atol=2e-5)
+    np.testing.assert_allclose(got[0], expected(b, SMALL, 0), atol=1e-5)
     seconds = dataclasses.replace(
         b, history_time=b.history_time * 0, candidate_time=b.labels[..., 0]
     )
@@ -288,7 +288,7 @@ def test_the_last_layer_may_compute_the_candidates_only():
     pruned, whole = (scorer(c)(params_of(SMALL), f) for c in (SMALL, full))
     np.testing.assert_allclose(pruned, whole, rtol=0, atol=1e-6)
     for got, want in zip(*(jax.tree.leaves(gradients(c)) for c in (SMALL, full))):
-        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def edit(b, row, slot, kind, rng):

@@ -1,17 +1,21 @@
 """The one public function of this folder."""
 
+import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rankjax.batch import Tokens
+from rankjax.batch import PAD, Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
 from rankjax.kernels.hstu_attention import reference, xla
 from rankjax.masks import MaskRule
 
-_FUNCTIONS = {"reference": reference.hstu_attention, "xla": xla.hstu_attention}
-IMPLEMENTATIONS = tuple(_FUNCTIONS)
+_TILED = {"xla": xla}
+IMPLEMENTATIONS = ("reference", *_TILED)
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float64)
 
 
@@ -27,35 +31,117 @@ def hstu_attention(
     scale: float = 1.0,
     bias: bias_lib.RelativeBias | None = None,
     implementation: str | None = None,
+    tile: tuple[int, int] | None = None,
 ) -> jax.Array:
     """out = A V with A = SiLU(scale * Q K^T + bias) / normalizer, masked after the SiLU.
+
+    Jagged rows: samples of different lengths may share a row (their tokens differ in `segment`);
+    tiles in which nobody reads anybody are skipped, forward and backward. The gradient is made by
+    a fixed order of sums on every platform: the same input gives the same bits.
 
     Args:
       q_rnhq: queries [R, N, H, Q], float32 or bfloat16 (float64 where JAX has it enabled).
       k_rmhq, v_rmhv: keys [R, M, H, Q] and values [R, M, H, V], dtype of the queries.
       q_tokens, k_tokens: what the rule and the bias know of the tokens, int32 [R, N] and [R, M].
+        The segments of the tokens of one role ascend along a row, padding apart.
       rule: who may read whom.
-      normalizer: n of eq. 2, the padded maximum in the research code; > 0; a number or [R, N].
+      normalizer: n of eq. 2, the padded maximum in the research code; > 0; a number or [R, N]. A
+        constant to the gradient.
       scale: multiplies q.k before the SiLU; 1 in the paper, 1/sqrt(Q) in DLRM-v3.
       bias: tables of relative position [2P - 1] and of time buckets [129], float32, differentiable;
         None = no bias. Its times are bias_time: the query's own against the key's.
       implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for.
-        "reference" holds [R, H, N, M] arrays; "xla" does so only where they are small.
+        "reference" holds [R, H, N, M] arrays, the others only where they are small.
+      tile: (queries, keys) of one tile; None = the measured sizes of the device, or all pairs in
+        one piece where they are few.
 
     Returns: [R, N, H, V], dtype of v, summed in float32. A row that may read nothing is 0.
     Raises:
-      ValueError: shapes or dtypes do not fit together, or the implementation is unknown.
+      ValueError: shapes or dtypes do not fit together, segments descend (seen where the tokens are
+        no tracers), or the implementation is unknown.
     Source: HSTU, arXiv 2402.17152, §3.2, eq. 2.
     """
-    name = "xla" if implementation is None else implementation
-    if name not in _FUNCTIONS:
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"hstu_attention: implementation={name!r}, expected None or one of {IMPLEMENTATIONS}"
+            f"hstu_attention: implementation={implementation!r}, expected None or one of "
+            f"{IMPLEMENTATIONS}"
         )
     _check(q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, normalizer, bias)
-    return _FUNCTIONS[name](
-        q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, rule, normalizer, scale=float(scale), bias=bias
-    )
+    _check_tile(tile)
+    arrays, tokens = (q_rnhq, k_rmhq, v_rmhv), (q_tokens, k_tokens)
+    if implementation == "reference":
+        return reference.hstu_attention(
+            *arrays, *tokens, rule, normalizer, scale=float(scale), bias=bias
+        )
+    wide = jnp.promote_types(q_rnhq.dtype, jnp.float32)
+    inverse_rn = jnp.broadcast_to(1 / jnp.asarray(normalizer, wide), q_rnhq.shape[:2])
+    inverse_rn = jax.lax.stop_gradient(inverse_rn)
+    R, N, H, _ = q_rnhq.shape
+    few = R * H * N * k_rmhq.shape[1] <= xla.PAIRS
+    if tile is None and few:
+        return xla.whole(arrays, bias, tokens, inverse_rn, rule, float(scale))
+    call = _Call(implementation=implementation or "xla", rule=rule, scale=float(scale), tile=tile)
+    return _tiled(call, arrays, bias, tokens, inverse_rn)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Call:
+    """What is static about a call."""
+
+    implementation: str
+    rule: MaskRule
+    scale: float
+    tile: tuple[int, int] | None
+
+    def run(self, direction: str, *args: jax.Array) -> jax.Array:
+        """`forward` or `backward` of the implementation."""
+        function = getattr(_TILED[self.implementation], direction)
+        return function(*args, rule=self.rule, scale=self.scale, tile=self.tile)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tiled(
+    call: _Call,
+    arrays: xla.Arrays,
+    bias: bias_lib.RelativeBias | None,
+    tokens: tuple[Tokens, Tokens],
+    inverse_rn: jax.Array,
+) -> jax.Array:
+    return call.run("forward", arrays, bias, tokens, inverse_rn)
+
+
+def _tiled_forward(call: _Call, *args: Any) -> tuple[jax.Array, Any]:
+    return _tiled(call, *args), args
+
+
+def _tiled_backward(call: _Call, args: Any, d_rnhv: jax.Array) -> tuple[Any, ...]:
+    arrays, bias = call.run("backward", *args, d_rnhv)
+    return arrays, bias, None, None
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _check_tile(tile: tuple[int, int] | None) -> None:
+    if tile is not None and (len(tile) != 2 or any(int(b) != b or b < 1 for b in tile)):
+        raise ValueError(f"hstu_attention: tile={tile}, expected (queries, keys), both >= 1")
+
+
+def _check_segments(name: str, tokens: Tokens) -> None:
+    """Raises ValueError where the segments of one role descend; tracers are not looked into."""
+    if any(isinstance(x, jax.core.Tracer) for x in (tokens.segment, tokens.role)):
+        return
+    segment, role = np.asarray(tokens.segment), np.asarray(tokens.role)
+    for kind in set(np.unique(role)) - {PAD}:
+        of_role = np.where(role == kind, segment, np.iinfo(np.int32).min)
+        behind = np.maximum.accumulate(of_role, axis=1) > segment
+        rows, places = np.nonzero(behind & (role == kind))
+        if len(rows):
+            r, n = rows[0], places[0]
+            raise ValueError(
+                f"hstu_attention: {name}.segment of row {r} is {segment[r, n]} at token {n}, "
+                f"behind a larger one of the same role ({kind}); expected ascending segments"
+            )
 
 
 def _check(
@@ -102,5 +188,7 @@ def _check(
         raise ValueError(
             f"hstu_attention: q, k, v are {dtypes}, expected one of float32, bfloat16, float64"
         )
+    for name, t, _ in tokens:
+        _check_segments(name, t)
     if isinstance(normalizer, (int, float)) and not 0 < normalizer < math.inf:
         raise ValueError(f"hstu_attention: normalizer={normalizer}, expected a number > 0")

@@ -31,13 +31,14 @@ class RelativeBias:
 
     def __call__(self, q: Tokens, k: Tokens) -> jax.Array:
         """The bias of every pair, [R, N, M], in the tables' dtype; q [R, N], k [R, M]."""
-        shape = (*q.position.shape, k.position.shape[1])
+        q, k = _facing(q, k)
+        shape = jnp.broadcast_shapes(q.position.shape, k.position.shape)
         total_rnm = jnp.zeros(shape, self.dtype)
         if self.position is not None:
-            index_rnm = k.position[:, None, :] - q.position[:, :, None] + self.position.size // 2
+            index_rnm = position_index(q, k, self.position.size)
             total_rnm += jnp.take(self.position, index_rnm, mode="clip")
         if self.time is not None:
-            total_rnm += jnp.take(self.time, time_bucket(q, k), mode="clip")
+            total_rnm += jnp.take(self.time, bucket(q, k), mode="clip")
         return total_rnm
 
     @property
@@ -46,14 +47,46 @@ class RelativeBias:
         return jnp.result_type(*tables) if tables else jnp.dtype(jnp.float32)
 
 
-def time_bucket(q: Tokens, k: Tokens) -> jax.Array:
-    """int32 [R, N, M]: clip(floor(ln(max(1, |dt|)) / 0.301), 0, 128), dt in whole seconds.
+def add_gradients(
+    total: RelativeBias, d_rnm: jax.Array, q_tokens: Tokens, k_tokens: Tokens
+) -> RelativeBias:
+    """`total` and what the gradient of every pair's bias, [R, N, M], adds to the tables."""
+    q, k = _facing(q_tokens, k_tokens)
+    position, time = total.position, total.time
+    if position is not None:
+        index_rnm = position_index(q, k, position.size)
+        position = position.at[index_rnm].add(d_rnm.astype(position.dtype), mode="clip")
+    if time is not None:
+        time = time.at[bucket(q, k)].add(d_rnm.astype(time.dtype), mode="clip")
+    return RelativeBias(position=position, time=time)
+
+
+def _facing(q: Tokens, k: Tokens) -> tuple[Tokens, Tokens]:
+    """Queries [R, N, 1] and keys [R, 1, M]."""
+    return (
+        jax.tree.map(lambda x_rn: x_rn[:, :, None], q),
+        jax.tree.map(lambda x_rm: x_rm[:, None, :], k),
+    )
+
+
+def position_index(q: Tokens, k: Tokens, rows: int) -> jax.Array:
+    """Rows of the position table; the fields of q and k broadcast against each other."""
+    return jnp.clip(k.position - q.position + rows // 2, 0, rows - 1)
+
+
+def bucket(q: Tokens, k: Tokens) -> jax.Array:
+    """int32: clip(floor(ln(max(1, |dt|)) / 0.301), 0, 128), dt in whole seconds, pair by pair.
 
     A natural logarithm over 0.301, as in the research code. Context tokens stand outside of time:
-    a pair with one counts as dt = 0.
+    a pair with one counts as dt = 0. The fields of q and k broadcast against each other. int32
+    seconds reach bucket 71 at most.
     """
-    dt_rnm = jnp.abs(q.bias_time[:, :, None] - k.bias_time[:, None, :])
-    context_rnm = (q.role == batch.CONTEXT)[:, :, None] | (k.role == batch.CONTEXT)[:, None, :]
-    dt_rnm = jnp.where(context_rnm, 1, jnp.maximum(dt_rnm, 1)).astype(jnp.float32)
-    bucket_rnm = jnp.floor(jnp.log(dt_rnm) / 0.301).astype(jnp.int32)
-    return jnp.clip(bucket_rnm, 0, TIME_BUCKETS - 1)
+    context = (q.role == batch.CONTEXT) | (k.role == batch.CONTEXT)
+    dt = jnp.maximum(jnp.abs(q.bias_time - k.bias_time), 1)
+    dt = jnp.where(context, 1, dt).astype(jnp.float32)
+    return jnp.clip(jnp.floor(jnp.log(dt) / 0.301).astype(jnp.int32), 0, TIME_BUCKETS - 1)
+
+
+def time_bucket(q: Tokens, k: Tokens) -> jax.Array:
+    """`bucket` of every pair, [R, N, M]; q [R, N], k [R, M]."""
+    return bucket(*_facing(q, k))
