@@ -11,10 +11,10 @@ import numpy as np
 
 from rankjax.batch import PAD, Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
-from rankjax.kernels.hstu_attention import reference, xla
+from rankjax.kernels.hstu_attention import pallas_tpu, reference, xla
 from rankjax.masks import MaskRule
 
-_TILED = {"xla": xla}
+_TILED = {"xla": xla, "pallas_tpu": pallas_tpu}
 IMPLEMENTATIONS = ("reference", *_TILED)
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float64)
 
@@ -51,7 +51,8 @@ def hstu_attention(
       bias: tables of relative position [2P - 1] and of time buckets [129], float32, differentiable;
         None = no bias. Its times are bias_time: the query's own against the key's.
       implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for.
-        "reference" holds [R, H, N, M] arrays, the others only where they are small.
+        "reference" holds [R, H, N, M] arrays, the others only where they are small. "pallas_tpu"
+        compiled for another platform is interpreted: right, and slow.
       tile: (queries, keys) of one tile; None = the measured sizes of the device, or all pairs in
         one piece where they are few.
 
@@ -59,6 +60,8 @@ def hstu_attention(
     Raises:
       ValueError: shapes or dtypes do not fit together, segments descend (seen where the tokens are
         no tracers), or the implementation is unknown.
+      NotImplementedError: "pallas_tpu" is forced on float64, or on one row of so many tiles that
+        their list exceeds a TPU's scalar memory.
     Source: HSTU, arXiv 2402.17152, §3.2, eq. 2.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -73,14 +76,21 @@ def hstu_attention(
         return reference.hstu_attention(
             *arrays, *tokens, rule, normalizer, scale=float(scale), bias=bias
         )
+    if q_rnhq.dtype == jnp.float64:
+        if implementation not in (None, "xla"):
+            raise NotImplementedError(
+                f"hstu_attention: implementation={implementation!r} takes float32 and bfloat16, "
+                "found float64; use 'xla' or 'reference'"
+            )
+        implementation = "xla"
     wide = jnp.promote_types(q_rnhq.dtype, jnp.float32)
     inverse_rn = jnp.broadcast_to(1 / jnp.asarray(normalizer, wide), q_rnhq.shape[:2])
     inverse_rn = jax.lax.stop_gradient(inverse_rn)
     R, N, H, _ = q_rnhq.shape
     few = R * H * N * k_rmhq.shape[1] <= xla.PAIRS
-    if tile is None and few:
+    if implementation in (None, "xla") and tile is None and few:
         return xla.whole(arrays, bias, tokens, inverse_rn, rule, float(scale))
-    call = _Call(implementation=implementation or "xla", rule=rule, scale=float(scale), tile=tile)
+    call = _Call(implementation=implementation, rule=rule, scale=float(scale), tile=tile)
     return _tiled(call, arrays, bias, tokens, inverse_rn)
 
 
@@ -88,15 +98,23 @@ def hstu_attention(
 class _Call:
     """What is static about a call."""
 
-    implementation: str
+    implementation: str | None
     rule: MaskRule
     scale: float
     tile: tuple[int, int] | None
 
     def run(self, direction: str, *args: jax.Array) -> jax.Array:
-        """`forward` or `backward` of the implementation."""
-        function = getattr(_TILED[self.implementation], direction)
-        return function(*args, rule=self.rule, scale=self.scale, tile=self.tile)
+        """`forward` or `backward` of the implementation, or of the platform compiled for."""
+
+        def of(name: str, **more: bool) -> functools.partial:
+            options = {"rule": self.rule, "scale": self.scale, "tile": self.tile, **more}
+            return functools.partial(getattr(_TILED[name], direction), **options)
+
+        if self.implementation == "xla":
+            return of("xla")(*args)
+        # The platform compiled for, not the one we run on: a plan for a pod is made on a CPU.
+        elsewhere = of("pallas_tpu", interpret=True) if self.implementation else of("xla")
+        return jax.lax.platform_dependent(*args, tpu=of("pallas_tpu"), default=elsewhere)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
