@@ -235,7 +235,7 @@ PAPER = papers.Paper(
         ),
         (
             "the small sizes of studies start the position bias at 2 exp(-distance / 3)",
-            "position_init='recency'; from N(0, .02), the default, few samples do not teach it",
+            "position_init='recency', for short training; the default of Config is N(0, .02)",
         ),
         ("an event is one token by default", "half the length, as DLRM-v3; 'interleaved' is there"),
         ("one small MLP per task for a multi-task mixture of experts", "its sizes are not printed"),

@@ -36,8 +36,9 @@ def hstu_attention(
     """out = A V with A = SiLU(scale * Q K^T + bias) / normalizer, masked after the SiLU.
 
     Jagged rows: samples of different lengths may share a row (their tokens differ in `segment`);
-    tiles in which nobody reads anybody are skipped, forward and backward. The gradient is made by
-    a fixed order of sums on every platform: the same input gives the same bits.
+    tiles in which nobody reads anybody are skipped, forward and backward. On CPUs and TPUs sums have
+    a fixed order: the same input gives the same bits. On a GPU, XLA adds up the gradients of the
+    bias tables in no fixed order.
 
     Args:
       q_rnhq: queries [R, N, H, Q], float32 or bfloat16 (float64 where JAX has it enabled).
@@ -53,8 +54,8 @@ def hstu_attention(
       implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for.
         "reference" holds [R, H, N, M] arrays, the others only where they are small. "pallas_tpu"
         compiled for another platform is interpreted: right, and slow.
-      tile: (queries, keys) of one tile; None = the measured sizes of the device, or all pairs in
-        one piece where they are few.
+      tile: (queries, keys) of one tile; a TPU rounds up to multiples of 128. None = the
+        implementation's own, or all pairs in one piece where they are few.
 
     Returns: [R, N, H, V], dtype of v, summed in float32. A row that may read nothing is 0.
     Raises:
