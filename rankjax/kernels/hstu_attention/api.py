@@ -36,9 +36,9 @@ def hstu_attention(
     """out = A V with A = SiLU(scale * Q K^T + bias) / normalizer, masked after the SiLU.
 
     Jagged rows: samples of different lengths may share a row (their tokens differ in `segment`);
-    tiles in which nobody reads anybody are skipped, forward and backward. On CPUs and TPUs sums have
-    a fixed order: the same input gives the same bits. On a GPU, XLA adds up the gradients of the
-    bias tables in no fixed order.
+    tiles in which nobody reads anybody are skipped, forward and backward. On CPUs and TPUs sums
+    have a fixed order: the same input gives the same bits. On a GPU, XLA adds up the gradients of
+    the bias tables in no fixed order.
 
     Args:
       q_rnhq: queries [R, N, H, Q], float32 or bfloat16 (float64 where JAX has it enabled).
