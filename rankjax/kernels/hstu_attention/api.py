@@ -11,10 +11,11 @@ import numpy as np
 
 from rankjax.batch import PAD, Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
-from rankjax.kernels.hstu_attention import pallas_tpu, reference, xla
+from rankjax.kernels.hstu_attention import pallas_gpu, pallas_tpu, reference, xla
+from rankjax.kernels.hstu_attention import tiles as tiles_lib
 from rankjax.masks import MaskRule
 
-_TILED = {"xla": xla, "pallas_tpu": pallas_tpu}
+_TILED = {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 IMPLEMENTATIONS = ("reference", *_TILED)
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float64)
 
@@ -31,14 +32,14 @@ def hstu_attention(
     scale: float = 1.0,
     bias: bias_lib.RelativeBias | None = None,
     implementation: str | None = None,
-    tile: tuple[int, int] | None = None,
+    tile: tuple[int, ...] | tiles_lib.Tiles | None = None,
 ) -> jax.Array:
     """out = A V with A = SiLU(scale * Q K^T + bias) / normalizer, masked after the SiLU.
 
     Jagged rows: samples of different lengths may share a row (their tokens differ in `segment`);
-    tiles in which nobody reads anybody are skipped, forward and backward. On CPUs and TPUs sums
-    have a fixed order: the same input gives the same bits. On a GPU, XLA adds up the gradients of
-    the bias tables in no fixed order.
+    tiles in which nobody reads anybody are skipped, forward and backward. Sums have a fixed order:
+    the same input gives the same bits ("xla" on a GPU apart, where XLA adds up the gradients of the
+    bias tables in no fixed order).
 
     Args:
       q_rnhq: queries [R, N, H, Q], float32 or bfloat16 (float64 where JAX has it enabled).
@@ -52,17 +53,18 @@ def hstu_attention(
       bias: tables of relative position [2P - 1] and of time buckets [129], float32, differentiable;
         None = no bias. Its times are bias_time: the query's own against the key's.
       implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for.
-        "reference" holds [R, H, N, M] arrays, the others only where they are small. "pallas_tpu"
-        compiled for another platform is interpreted: right, and slow.
-      tile: (queries, keys) of one tile; a TPU rounds up to multiples of 128. None = the
-        implementation's own, or all pairs in one piece where they are few.
+        "reference" holds [R, H, N, M] arrays, the others only where they are small. A Pallas
+        kernel compiled for another platform is interpreted: right, and slow.
+      tile: (queries, keys) of one tile, or `Tiles` with one for every kernel; a TPU rounds up to
+        multiples of 128, a GPU to powers of two from 16 on. None = what was measured best for the
+        kind of device (tiles.json), or all pairs in one piece where they are few.
 
     Returns: [R, N, H, V], dtype of v, summed in float32. A row that may read nothing is 0.
     Raises:
       ValueError: shapes or dtypes do not fit together, segments descend (seen where the tokens are
         no tracers), or the implementation is unknown.
-      NotImplementedError: "pallas_tpu" is forced on float64, or on one row of so many tiles that
-        their list exceeds a TPU's scalar memory.
+      NotImplementedError: a Pallas kernel is forced on float64, or a TPU's on one row of so many
+        tiles that their list exceeds its scalar memory.
     Source: HSTU, arXiv 2402.17152, §3.2, eq. 2.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -91,7 +93,8 @@ def hstu_attention(
     few = R * H * N * k_rmhq.shape[1] <= xla.PAIRS
     if implementation in (None, "xla") and tile is None and few:
         return xla.whole(arrays, bias, tokens, inverse_rn, rule, float(scale))
-    call = _Call(implementation=implementation, rule=rule, scale=float(scale), tile=tile)
+    tiles = tiles_lib.Tiles.same(tile) if isinstance(tile, tuple) else tile
+    call = _Call(implementation=implementation, rule=rule, scale=float(scale), tiles=tiles)
     return _tiled(call, arrays, bias, tokens, inverse_rn)
 
 
@@ -102,20 +105,26 @@ class _Call:
     implementation: str | None
     rule: MaskRule
     scale: float
-    tile: tuple[int, int] | None
+    tiles: tiles_lib.Tiles | None
 
-    def run(self, direction: str, *args: jax.Array) -> jax.Array:
+    def run(self, direction: str, arrays: xla.Arrays, *args: jax.Array) -> jax.Array:
         """`forward` or `backward` of the implementation, or of the platform compiled for."""
+        width = max(arrays[0].shape[-1], arrays[2].shape[-1])
 
         def of(name: str, **more: bool) -> functools.partial:
-            options = {"rule": self.rule, "scale": self.scale, "tile": self.tile, **more}
+            tiles = self.tiles or tiles_lib.best(name, width)
+            options = {"rule": self.rule, "scale": self.scale, "tiles": tiles, **more}
             return functools.partial(getattr(_TILED[name], direction), **options)
 
         if self.implementation == "xla":
-            return of("xla")(*args)
+            return of("xla")(arrays, *args)
         # The platform compiled for, not the one we run on: a plan for a pod is made on a CPU.
-        elsewhere = of("pallas_tpu", interpret=True) if self.implementation else of("xla")
-        return jax.lax.platform_dependent(*args, tpu=of("pallas_tpu"), default=elsewhere)
+        kernels = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}
+        if self.implementation is not None:
+            kernels = {p: name for p, name in kernels.items() if name == self.implementation}
+        elsewhere = of(self.implementation, interpret=True) if self.implementation else of("xla")
+        branches = {platform: of(name) for platform, name in kernels.items()}
+        return jax.lax.platform_dependent(arrays, *args, **branches, default=elsewhere)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -141,8 +150,10 @@ def _tiled_backward(call: _Call, args: Any, d_rnhv: jax.Array) -> tuple[Any, ...
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _check_tile(tile: tuple[int, int] | None) -> None:
-    if tile is not None and (len(tile) != 2 or any(int(b) != b or b < 1 for b in tile)):
+def _check_tile(tile: tuple[int, ...] | tiles_lib.Tiles | None) -> None:
+    if tile is None or isinstance(tile, tiles_lib.Tiles):
+        return
+    if not 2 <= len(tile) <= 4 or any(int(b) != b or b < 1 for b in tile):
         raise ValueError(f"hstu_attention: tile={tile}, expected (queries, keys), both >= 1")
 
 

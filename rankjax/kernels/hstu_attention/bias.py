@@ -90,3 +90,23 @@ def bucket(q: Tokens, k: Tokens) -> jax.Array:
 def time_bucket(q: Tokens, k: Tokens) -> jax.Array:
     """`bucket` of every pair, [R, N, M]; q [R, N], k [R, M]."""
     return bucket(*_facing(q, k))
+
+
+def dense_positions(tokens: tuple[Tokens, Tokens]) -> tuple[Tokens, Tokens]:
+    """Positions that ascend along the whole row, shifted by one number a segment.
+
+    Rules and biases compare positions within a segment only. Shifted so that an event's position
+    is its place in the row, those of one block lie side by side, also where samples share a row.
+    """
+    keys = tokens[1]
+    place_m = jnp.arange(keys.segment.shape[1], dtype=jnp.int32)
+    none = jnp.iinfo(jnp.int32).min
+    start_rm = jnp.where(keys.role == batch.HISTORY, place_m - keys.position, none)
+
+    def shifted(t: Tokens) -> Tokens:
+        same_rnm = t.segment[:, :, None] == keys.segment[:, None, :]
+        shift_rn = jnp.max(jnp.where(same_rnm, start_rm[:, None, :], none), axis=-1)
+        position = t.position + jnp.where(shift_rn == none, 0, shift_rn)
+        return Tokens(**{**vars(t), "position": position})
+
+    return shifted(tokens[0]), shifted(keys)

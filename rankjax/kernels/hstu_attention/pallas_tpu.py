@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rankjax.batch import HISTORY, Tokens
+from rankjax.batch import Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
 from rankjax.kernels.hstu_attention.pallas_tpu_grid import Arrays, Grid, blocks_of
+from rankjax.kernels.hstu_attention.tiles import Tile, Tiles
 from rankjax.masks import MaskRule
 
 SMEM_TILES = 2**17  # most entries of the list of tiles, which lies in scalar memory
@@ -30,17 +31,17 @@ def forward(
     *,
     rule: MaskRule,
     scale: float,
-    tile: tuple[int, int] | None,
+    tiles: Tiles,
     interpret: bool = False,
 ) -> jax.Array:
     """As `xla.forward`. Raises NotImplementedError for a row of too many tiles."""
-    settings = {"rule": rule, "scale": scale, "tile": tile, "interpret": interpret}
-    if _too_many_tiles(arrays, tile):
+    settings = {"rule": rule, "scale": scale, "tiles": tiles, "interpret": interpret}
+    if _too_many_tiles(arrays, tiles.forward):
         halves = _halves((arrays, tokens, inverse_rn))
         parts = [forward(x, bias, t, i, **settings) for x, t, i in halves]
         return jnp.concatenate(parts)
-    tokens = _dense_positions(tokens)
-    grid = Grid(arrays, tokens, bias, rule, tile, interpret, "queries", inverse_rn)
+    tokens = bias_lib.dense_positions(tokens)
+    grid = Grid(arrays, tokens, bias, rule, tiles.forward, interpret, "queries", inverse_rn)
     v_dtype, V = arrays[2].dtype, arrays[2].shape[-1]
 
     def kernel(refs: dict[str, Any]) -> None:
@@ -84,22 +85,22 @@ def backward(
     *,
     rule: MaskRule,
     scale: float,
-    tile: tuple[int, int] | None,
+    tiles: Tiles,
     interpret: bool = False,
 ) -> tuple[Arrays, bias_lib.RelativeBias | None]:
     """As `xla.backward`. Raises NotImplementedError for a row of too many tiles."""
-    settings = {"rule": rule, "scale": scale, "tile": tile, "interpret": interpret}
-    if _too_many_tiles(arrays, tile):
+    settings = {"rule": rule, "scale": scale, "tiles": tiles, "interpret": interpret}
+    if _too_many_tiles(arrays, tiles.d_queries) or _too_many_tiles(arrays, tiles.d_keys):
         halves = _halves((arrays, tokens, inverse_rn, d_rnhv))
         parts = [backward(x, bias, t, i, d, **settings) for x, t, i, d in halves]
         gradients = (jnp.concatenate(x) for x in zip(*(arrays for arrays, _ in parts)))
         return tuple(gradients), jax.tree.map(jnp.add, *(d_bias for _, d_bias in parts))
-    tokens = _dense_positions(tokens)
+    tokens = bias_lib.dense_positions(tokens)
     d_rnhv = (d_rnhv * inverse_rn[..., None, None]).astype(arrays[2].dtype)
-    settings = {"rule": rule, "tile": tile, "interpret": interpret, "inverse_rn": inverse_rn}
+    settings = {"rule": rule, "interpret": interpret, "inverse_rn": inverse_rn}
     of = functools.partial(Grid, arrays, tokens, bias, d_rnhv=d_rnhv, **settings)
-    dq, d_bias = _of_queries(of(side="queries"), scale)
-    dk, dv = _of_keys(of(side="keys"), scale)
+    dq, d_bias = _of_queries(of(side="queries", tile=tiles.d_queries), scale)
+    dk, dv = _of_keys(of(side="keys", tile=tiles.d_keys), scale)
     return (dq, dk, dv), d_bias
 
 
@@ -199,7 +200,7 @@ def _of_keys(grid: Grid, scale: float) -> tuple[jax.Array, jax.Array]:
     return grid.whole(found["dk"], M), grid.whole(found["dv"], M)
 
 
-def _too_many_tiles(arrays: Arrays, tile: tuple[int, int] | None) -> bool:
+def _too_many_tiles(arrays: Arrays, tile: Tile) -> bool:
     """Must the rows be halved for the list of tiles to fit?"""
     (R, N, *_), M = arrays[0].shape, arrays[1].shape[1]
     q_block, k_block = blocks_of(arrays, tile)
@@ -222,23 +223,3 @@ def _slope(scores: jax.Array) -> jax.Array:
     """The derivative of SiLU."""
     gate = 0.5 + 0.5 * jnp.tanh(0.5 * scores)
     return gate * (1 + scores * (1 - gate))
-
-
-def _dense_positions(tokens: tuple[Tokens, Tokens]) -> tuple[Tokens, Tokens]:
-    """Positions that ascend along the whole row, shifted by one number a segment.
-
-    Rules and biases compare positions within a segment only. Shifted so that an event's position
-    is its place in the row, those of one block lie side by side, also where samples share a row.
-    """
-    keys = tokens[1]
-    place_m = jnp.arange(keys.segment.shape[1], dtype=jnp.int32)
-    none = jnp.iinfo(jnp.int32).min
-    start_rm = jnp.where(keys.role == HISTORY, place_m - keys.position, none)
-
-    def shifted(t: Tokens) -> Tokens:
-        same_rnm = t.segment[:, :, None] == keys.segment[:, None, :]
-        shift_rn = jnp.max(jnp.where(same_rnm, start_rm[:, None, :], none), axis=-1)
-        position = t.position + jnp.where(shift_rn == none, 0, shift_rn)
-        return Tokens(**{**vars(t), "position": position})
-
-    return shifted(tokens[0]), shifted(keys)

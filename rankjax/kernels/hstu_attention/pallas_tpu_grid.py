@@ -11,21 +11,21 @@ from rankjax.batch import Tokens
 from rankjax.kernels import blocks
 from rankjax.kernels.hstu_attention import bias as bias_lib
 from rankjax.kernels.hstu_attention import pallas_tpu_bias as tables_lib
+from rankjax.kernels.hstu_attention.tiles import Tile
 from rankjax.masks import MaskRule
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
 LANES = 128
-TILE = (256, 256)  # no TPU was at hand to tune on: small enough to compile fast
 VMEM = 8 * 2**20  # bytes for the blocks of a step; the compiler's own temporaries come on top
 VMEM_LIMIT = 48 * 2**20  # a v7x core has 64 MiB, the others 128
 MASKED = -1e30
 
 
-def blocks_of(arrays: Arrays, tile: tuple[int, int] | None) -> tuple[int, int]:
+def blocks_of(arrays: Arrays, tile: Tile) -> tuple[int, int]:
     """Multiples of the lanes, no longer than the padded sequences."""
     lanes = lambda n: max(1, -(-n // LANES)) * LANES
-    asked = [lanes(b) for b in tile or TILE]
+    asked = [lanes(b) for b in tile[:2]]
     return tuple(min(b, lanes(x.shape[1])) for b, x in zip(asked, arrays))
 
 
@@ -42,7 +42,7 @@ class Grid:
         tokens: tuple[Tokens, Tokens],
         bias: bias_lib.RelativeBias | None,
         rule: MaskRule,
-        tile: tuple[int, int] | None,
+        tile: Tile,
         interpret: bool,
         side: str,
         inverse_rn: jax.Array,

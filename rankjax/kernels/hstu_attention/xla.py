@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from rankjax.batch import Tokens
 from rankjax.kernels import blocks
 from rankjax.kernels.hstu_attention import bias as bias_lib
+from rankjax.kernels.hstu_attention.tiles import Tile, Tiles
 from rankjax.masks import MaskRule
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 PAIRS = 2**20  # one piece up to so many scores: 4 MiB in float32
-BLOCKS = (256, 256)
 TILE = 2**19  # scores of one step of the loop; short rows share a step
 
 
@@ -53,11 +53,11 @@ def forward(
     inverse_rn: jax.Array,
     rule: MaskRule,
     scale: float,
-    tile: tuple[int, int] | None,
+    tiles: Tiles,
 ) -> jax.Array:
-    """As `whole`, tile by tile; `tile` is (q_block, k_block), None = BLOCKS."""
+    """As `whole`, tile by tile."""
     q_rnhq, _, v_rmhv = arrays
-    work = _Work.of(arrays, tokens, rule, scale, bias, tile)
+    work = _Work.of(arrays, tokens, rule, scale, bias, tiles.forward)
 
     def step(w: jax.Array, out: jax.Array) -> jax.Array:
         q, k, v, q_tokens, k_tokens = work.tile(w)
@@ -79,10 +79,10 @@ def backward(
     d_rnhv: jax.Array,
     rule: MaskRule,
     scale: float,
-    tile: tuple[int, int] | None,
+    tiles: Tiles,
 ) -> tuple[Arrays, bias_lib.RelativeBias | None]:
     """Gradients of sum(d * forward) with respect to q, k, v and the tables, in their dtypes."""
-    work = _Work.of(arrays, tokens, rule, scale, bias, tile)
+    work = _Work.of(arrays, tokens, rule, scale, bias, tiles.d_queries)
     d_rnhv = d_rnhv * inverse_rn[..., None, None].astype(work.wide)
     d_all = work.split(d_rnhv.astype(arrays[2].dtype), 0)
 
@@ -148,13 +148,13 @@ class _Work:
         rule: MaskRule,
         scale: float,
         bias: bias_lib.RelativeBias | None,
-        tile: tuple[int, int] | None,
+        tile: Tile,
     ) -> "_Work":
         q_rnhq, k_rmhq, v_rmhv = arrays
         R, N, H, _ = q_rnhq.shape
         M = k_rmhq.shape[1]
         wide = jnp.promote_types(q_rnhq.dtype, jnp.float32)
-        q_block, k_block = (min(b, length) for b, length in zip(tile or BLOCKS, (N, M)))
+        q_block, k_block = (min(b, length) for b, length in zip(tile[:2], (N, M)))
         g = max(1, min(R, TILE // (H * q_block * k_block)))
         sizes = g, q_block, k_block
         cut = functools.partial(_split, group=g)

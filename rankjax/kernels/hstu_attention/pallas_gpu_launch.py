@@ -1,0 +1,163 @@
+"""How a GPU kernel is launched: operands by name, the list of tiles, and what a tile computes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from rankjax.batch import Tokens
+from rankjax.kernels import blocks
+from rankjax.kernels.hstu_attention import bias as bias_lib
+from rankjax.kernels.hstu_attention.tiles import Tile
+from rankjax.masks import MaskRule
+
+Arrays = tuple[jax.Array, jax.Array, jax.Array]
+FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
+LEAST = 16  # of every side of a product on tensor cores
+MASKED = -1e30
+
+
+def power(n: int) -> int:
+    """The least power of two from LEAST on that holds n: Triton's arrays are that long."""
+    return max(LEAST, 1 << (n - 1).bit_length())
+
+
+def fitted(tile: Tile, arrays: Arrays) -> Tile:
+    """Powers of two, no longer than the sequences ask for."""
+    N, M = arrays[0].shape[1], arrays[1].shape[1]
+    queries, keys = (min(power(b), power(n)) for b, n in zip(tile[:2], (N, M)))
+    return tile._replace(queries=queries, keys=keys)
+
+
+def dot(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
+    """Summed in float32; exact products of float32 too, which would be tf32 otherwise."""
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    contract = (((x_axis,), (y_axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, contract, precision=exact, preferred_element_type=jnp.float32)
+
+
+def silu(scores: jax.Array, dtype: jnp.dtype, interpret: bool) -> tuple[jax.Array, jax.Array]:
+    """(SiLU, its slope). For bfloat16, whose rounding is coarser, by the card's own tanh."""
+    half = 0.5 * scores
+    approximate = dtype == jnp.bfloat16 and not interpret
+    gate = 0.5 + 0.5 * (plgpu.approx_tanh(half) if approximate else jnp.tanh(half))
+    return scores * gate, gate * (1 + scores * (1 - gate))
+
+
+class Launch:
+    """The operands and the schedule of one kernel.
+
+    side: "queries", a program is a block of queries and walks blocks of keys; "keys", the other way
+      round, and tiles lie [keys, queries].
+    operands: {name: array}, padded. order [R, outer, inner] lists the blocks with work of every
+      program's walk, count [R, outer] how many there are.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        bias: bias_lib.RelativeBias | None,
+        tokens: tuple[Tokens, Tokens],
+        rule: MaskRule,
+        tile: Tile,
+        side: str,
+        interpret: bool,
+        d_rnhv: jax.Array | None = None,
+    ) -> None:
+        self.rule, self.tile, self.side, self.interpret = rule, tile, side, interpret
+        self.bias, self.dtype = bias, arrays[0].dtype
+        self.q_block, self.k_block = tile.queries, tile.keys
+        q_tokens, k_tokens = (
+            jax.tree.map(lambda x, b=b: blocks.padded(x, b), t)
+            for t, b in zip(tokens, (self.q_block, self.k_block))
+        )
+        active = blocks.active(rule, q_tokens, k_tokens, self.q_block, self.k_block)
+        order, count = blocks.schedule(active if side == "queries" else active.swapaxes(1, 2))
+        sizes = {"q": self.q_block, "k": self.k_block, "v": self.k_block, "d": self.q_block}
+        given = dict(zip("qkv", arrays)) | ({} if d_rnhv is None else {"d": d_rnhv})
+        self.operands = {name: _padded(x, sizes[name]) for name, x in given.items()}
+        self.operands |= {"order": order, "count": count}
+        self.operands |= {"q_tokens": _together(q_tokens), "k_tokens": _together(k_tokens)}
+        for name in ("position", "time"):
+            if (table := getattr(bias, name, None)) is not None:
+                self.operands[name] = table.astype(jnp.float32)
+
+    def pad_queries(self, x_rn: jax.Array) -> jax.Array:
+        return blocks.padded(x_rn, self.q_block)
+
+    def queries(self, i: jax.Array) -> Any:
+        return pl.ds(i * self.q_block, self.q_block)
+
+    def keys(self, j: jax.Array) -> Any:
+        return pl.ds(j * self.k_block, self.k_block)
+
+    def q_tokens(self, refs: dict[str, Any], r: jax.Array, i: jax.Array) -> Tokens:
+        """Of one block, as a column or a row: they broadcast against the keys'."""
+        return _tokens(refs["q_tokens"], r, self.queries(i), column=self.side == "queries")
+
+    def k_tokens(self, refs: dict[str, Any], r: jax.Array, j: jax.Array) -> Tokens:
+        return _tokens(refs["k_tokens"], r, self.keys(j), column=self.side == "keys")
+
+    def added_scores(self, refs: dict[str, Any], q: Tokens, k: Tokens) -> jax.Array:
+        """The bias where a pair is allowed, MASKED elsewhere: SiLU and its slope are 0 there."""
+        total = 0.0
+        if "position" in refs:
+            index = bias_lib.position_index(q, k, refs["position"].shape[0])
+            total = plgpu.load(refs["position"].at[index])
+        if "time" in refs:
+            total += plgpu.load(refs["time"].at[bias_lib.bucket(q, k)])
+        return jnp.where(self.rule.between(q, k), total, MASKED)
+
+    def run(
+        self,
+        kernel: Callable[..., None],
+        outputs: dict[str, tuple[int, ...]],
+        dtype: jnp.dtype | None = None,
+        grid: tuple[int, ...] | None = None,
+    ) -> dict[str, jax.Array]:
+        """Calls kernel(references by name, *program); outputs {name: shape}, of `dtype` or q's.
+
+        program: (row, head, block), or the indices of another `grid`. Blocks come in falling order,
+        as under a causal rule the last has most to do.
+        """
+        names = [*self.operands, *outputs]
+        R, n, _ = self.operands["order"].shape
+        H = self.operands["q"].shape[2]
+
+        def body(*refs: Any) -> None:
+            named = dict(zip(names, refs))
+            if grid is None:
+                block = n - 1 - pl.program_id(0)
+                kernel(named, pl.program_id(2), pl.program_id(1), block)
+            else:
+                kernel(named, *(pl.program_id(axis) for axis in range(len(grid))))
+
+        found = pl.pallas_call(
+            body,
+            grid=(n, H, R) if grid is None else grid,
+            out_shape=[jax.ShapeDtypeStruct(s, dtype or self.dtype) for s in outputs.values()],
+            compiler_params=plgpu.CompilerParams(
+                num_warps=self.tile.warps, num_stages=self.tile.stages
+            ),
+            interpret=self.interpret,
+        )(*self.operands.values())
+        return dict(zip(outputs, found))
+
+
+def _padded(x: jax.Array, block: int) -> jax.Array:
+    """Zeros up to a multiple of the block and a power of two of the width."""
+    x = blocks.padded(x, block)
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, power(x.shape[-1]) - x.shape[-1])])
+
+
+def _together(tokens: Tokens) -> jax.Array:
+    """int32 [R, fields, N]."""
+    return jnp.stack([getattr(tokens, field) for field in FIELDS], axis=1).astype(jnp.int32)
+
+
+def _tokens(ref: Any, r: jax.Array, places: Any, column: bool) -> Tokens:
+    shape = (-1, 1) if column else (1, -1)
+    return Tokens(**{f: ref[r, i, places].reshape(shape) for i, f in enumerate(FIELDS)})
