@@ -23,7 +23,8 @@ TESTS_WITHOUT_FILE = {
     "test_own_schemas.py": "experiments/schemas/",
     "test_readme.py": "README.md and docs/",
     "test_add_an_architecture.py": "docs/add-an-architecture.md",
-    "kernels/test_hstu_tiles.py": "tiles and TPU kernels of hstu_attention, apart for their length",
+    "kernels/test_hstu_tiles.py": "tiles of hstu_attention, apart for their length",
+    "kernels/test_hstu_lowering.py": "hstu_attention as TPUs and GPUs compile it",
     "models/test_all_models.py": "what every architecture must hold, one suite for all of them",
 }
 # Files of rankjax/ that have no test of their own, each with its reason.

@@ -1,14 +1,7 @@
-"""Tiles: several a row, with samples packed, on a CPU and in the TPU kernels.
+"""Tiles: several a row, with samples packed, in XLA and in the kernels, interpreted.
 
 The equations themselves are held by test_hstu_attention.py.
 """
-
-import importlib.util
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +11,10 @@ import pytest
 from rankjax import masks
 from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD
 from rankjax.kernels import hstu_attention as kernel
-from rankjax.kernels.hstu_attention import pallas_tpu
+from rankjax.kernels.hstu_attention import pallas_gpu_bias, pallas_tpu, tiles
 from tests.kernels import test_hstu_attention as suite
 
+TILED = [name for name in kernel.IMPLEMENTATIONS if name != "reference"]
 # Interpreted: as large as tiles of 128 make interesting, as small as the interpreter allows.
 WIDE = {
     "several tiles, samples packed": {"N": 300, "tile": (128, 128)},
@@ -31,6 +25,7 @@ WIDE = {
     },
     "no bias": {"N": 140, "P": None, "time": False},
     "position only, window": {"N": 200, "time": False, "rule": masks.MaskRule(window=20)},
+    "more queries than keys": {"N": 150, "tile": (64, 16)},
 }
 
 
@@ -87,7 +82,7 @@ def assert_near(got, want, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("name", WIDE)
-@pytest.mark.parametrize("implementation", ["xla", "pallas_tpu"])
+@pytest.mark.parametrize("implementation", TILED)
 def test_tiles_agree_with_all_pairs(implementation, name):
     case = WIDE[name]
     inputs = wide_inputs(**case)
@@ -106,32 +101,57 @@ def test_a_long_list_of_tiles_is_halved_by_rows(monkeypatch):
         wide_run(case, inputs, "pallas_tpu", case["tile"])
 
 
-def test_pallas_refuses_float64():
+@pytest.mark.parametrize("name", [name for name in TILED if "pallas" in name])
+def test_pallas_refuses_float64(name):
     with jax.enable_x64(True), pytest.raises(NotImplementedError, match="found float64"):
-        suite.run(suite.CASES["plain"], suite.make(suite.CASES["plain"]), "pallas_tpu", jnp.float64)
+        suite.run(suite.CASES["plain"], suite.make(suite.CASES["plain"]), name, jnp.float64)
 
 
-TARGETS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
-NO_LIBTPU = "libtpu is missing: pip install 'jax[tpu]' (Linux, x86-64); it compiles without a TPU"
+def test_few_programs_share_many_blocks(monkeypatch):
+    """On a GPU a fixed number of programs sum the tables' gradients: here three, for ten blocks."""
+    monkeypatch.setattr(pallas_gpu_bias, "PROGRAMS", 3)
+    case = {"N": 150, "tile": (32, 32)}
+    inputs = wide_inputs(**case)
+    want = wide_run(case, inputs, "reference")
+    assert_near(wide_run(case, inputs, "pallas_gpu", case["tile"]), want)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=NO_LIBTPU)
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_tpu_kernels_compile_for_real_and_hold_no_square_array(target):
-    """By the TPU's own compiler; temporaries grow with N, not with its square."""
-    script = pathlib.Path(__file__).with_name("compile_for_tpu.py")
-    env = os.environ | {
-        **{"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0"},
-        **{"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"},
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may hold its lock
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), target], capture_output=True, text=True, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for found in json.loads(done.stdout.splitlines()[-1]):
-        lanes = found["R"] * found["H"] * max(found["Q"], 128)  # narrow heads are padded
-        assert found["kernels"] == {"forward": 1, "backward": 2}[found["direction"]]
-        # q, k, v, d, the gradients and their copies with heads first.
-        assert found["temporaries"] <= 8 * found["N"] * lanes * found["bytes"]
+def test_every_kernel_has_its_own_tile():
+    case = {"N": 150}
+    inputs = wide_inputs(**case)
+    want = wide_run(case, inputs, "reference")
+    sizes = (64, 16), (32, 64), (16, 32), (64, 64)
+    own = {name: tiles.Tile(*size) for name, size in zip(tiles.KERNELS, sizes, strict=True)}
+    for implementation in ("xla", "pallas_gpu"):
+        found = wide_run(case, inputs, implementation, tiles.Tiles(**own))
+        assert_near(found, want)
+
+
+def test_the_table_of_tiles():
+    """Every implementation has a row for devices that nobody measured; a row fits its kernels."""
+    assert set(tiles.table()) == set(TILED)
+    for name, kinds in tiles.table().items():
+        assert "default" in kinds
+        for kind, rows in kinds.items():
+            for width in rows:
+                found = tiles.best(name, int(width), kind)
+                for kernel_name in tiles.KERNELS:
+                    tile = getattr(found, kernel_name)
+                    step = {"pallas_tpu": 128, "pallas_gpu": 16}.get(name, 1)
+                    assert tile.queries % step == tile.keys % step == 0
+                    if name == "pallas_gpu":
+                        assert all(n & (n - 1) == 0 for n in tile[:3])
+
+
+def test_rows_of_the_table_serve_heads_up_to_their_width(monkeypatch):
+    row = lambda n: {name: [n, n] for name in tiles.KERNELS}
+    kinds = {"default": {"64": row(1), "128": row(2)}, "NVIDIA H200": {"256": row(3)}}
+    monkeypatch.setattr(tiles, "table", lambda: {"xla": kinds})
+    found = lambda width, kind: tiles.best("xla", width, kind).forward.queries
+    assert [found(width, "unknown") for width in (16, 64, 65, 128, 256)] == [1, 1, 2, 2, 2]
+    assert found(16, "NVIDIA H200") == 3
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    assert found(16, None) == 1  # this machine's
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert found(16, None) == 3  # what is compiled for

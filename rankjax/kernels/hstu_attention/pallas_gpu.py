@@ -56,7 +56,7 @@ def forward(
         total *= refs["inverse"][r, rows][:, None]
         refs["out"][r, rows, h, :] = total.astype(dtype)
 
-    out = launch.run(kernel, {"out": (*launch.operands["q"].shape[:3], V)})["out"]
+    out = launch.run("hstu_forward", kernel, {"out": (*launch.operands["q"].shape[:3], V)})["out"]
     return out[:, : arrays[0].shape[1], :, : arrays[2].shape[-1]]
 
 
@@ -81,7 +81,8 @@ def backward(
     if bias is not None:
         dense = bias_lib.dense_positions(tokens)
         of = functools.partial(Launch, arrays, bias, dense, rule, d_rnhv=d_rnhv)
-        launch = of(fitted(tiles.d_tables, arrays), "queries", interpret)
+        tile = fitted(tiles.d_tables, arrays)._replace(stages=1)  # it rereads what it has written
+        launch = of(tile, "queries", interpret)
         d_bias = pallas_gpu_bias.gradients(launch, scale)
     gradients = tuple(
         found[:, : like.shape[1], :, : like.shape[-1]] for found, like in zip((dq, dk, dv), arrays)
@@ -111,7 +112,7 @@ def _d_queries(launch: Launch, scale: float) -> jax.Array:
         total = jax.lax.fori_loop(0, refs["count"][r, i], step, total)
         refs["dq"][r, rows, h, :] = (scale * total).astype(dtype)
 
-    return launch.run(kernel, {"dq": launch.operands["q"].shape})["dq"]
+    return launch.run("hstu_d_queries", kernel, {"dq": launch.operands["q"].shape})["dq"]
 
 
 def _d_keys(launch: Launch, scale: float) -> tuple[jax.Array, jax.Array]:
@@ -143,5 +144,5 @@ def _d_keys(launch: Launch, scale: float) -> tuple[jax.Array, jax.Array]:
         refs["dk"][r, keys, h, :] = (scale * dk).astype(dtype)
         refs["dv"][r, keys, h, :] = dv.astype(dtype)
 
-    found = launch.run(kernel, shapes)
+    found = launch.run("hstu_d_keys", kernel, shapes)
     return found["dk"], found["dv"]

@@ -82,12 +82,13 @@ def gradients(launch: Launch, scale: float) -> bias_lib.RelativeBias:
         refs["time_sum"][g, :] = time_b
         refs["ends"][g, 0], refs["ends"][g, 1] = before, behind
 
-    found = launch.run(kernel, outputs, jnp.float32, grid=(G,))
+    found = launch.run("hstu_d_tables", kernel, outputs, jnp.float32, grid=(G,))
     position = time = None
     if launch.bias.position is not None:
-        position = found["line"].sum(axis=0)[:size]
+        row = jnp.arange(size)
         before, behind = found["ends"].sum(axis=0)
-        position = position.at[0].add(before).at[size - 1].add(behind)
+        position = found["line"].sum(axis=0)[:size] + jnp.where(row == 0, before, 0)
+        position += jnp.where(row == size - 1, behind, 0)
         position = position.astype(launch.bias.position.dtype)
     if launch.bias.time is not None:
         time = jnp.pad(found["time_sum"].sum(axis=0), (0, bias_lib.TIME_BUCKETS - TIMES))

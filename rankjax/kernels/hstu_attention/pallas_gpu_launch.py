@@ -113,6 +113,7 @@ class Launch:
 
     def run(
         self,
+        name: str,
         kernel: Callable[..., None],
         outputs: dict[str, tuple[int, ...]],
         dtype: jnp.dtype | None = None,
@@ -121,7 +122,7 @@ class Launch:
         """Calls kernel(references by name, *program); outputs {name: shape}, of `dtype` or q's.
 
         program: (row, head, block), or the indices of another `grid`. Blocks come in falling order,
-        as under a causal rule the last has most to do.
+        as under a causal rule the last has most to do. Profilers show `name`.
         """
         names = [*self.operands, *outputs]
         R, n, _ = self.operands["order"].shape
@@ -135,6 +136,7 @@ class Launch:
             else:
                 kernel(named, *(pl.program_id(axis) for axis in range(len(grid))))
 
+        body.__name__ = name
         found = pl.pallas_call(
             body,
             grid=(n, H, R) if grid is None else grid,

@@ -1,0 +1,119 @@
+"""Compiles the kernels for an H200 with none at hand, and reads the machine code's needs.
+
+    python3.12 -m venv cuda && cuda/bin/pip install -e . "jax[cuda12]"     # 5.5 GB, so not in CI
+    cuda/bin/python tests/kernels/compile_for_gpu.py --widths 128 --length 4096
+
+Prints a JSON line for every program (temporaries, kernels) and one for every kernel of it:
+registers a thread, bytes spilled, products on tensor cores (wgmma, or the older mma.sync).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+from typing import Any
+
+DUMP = pathlib.Path(tempfile.mkdtemp(prefix="rankjax-ptx-"))
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"--xla_dump_to={DUMP} --xla_gpu_dump_llvmir --xla_dump_emitter_re=ptx"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+from rankjax.batch import Tokens  # noqa: E402
+from rankjax.kernels import hstu_attention as kernel  # noqa: E402
+from rankjax.masks import MaskRule  # noqa: E402
+
+FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
+# The card's published figures, as the compiler wants them.
+H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 150754820096 registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H200"
+"""
+
+
+def programs(N: int, Q: int, dtype: Any, bias: bool, tile: Any, R: int = 1, H: int = 4) -> Any:
+    """Yields a description of the forward and of the backward program, compiled."""
+    topology = topologies.get_topology_desc(
+        "h200", platform="cuda", target_config=H200, topology="1x1x1"
+    )
+    mesh = Mesh(np.array(topology.devices), ("data",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shape = lambda s, d: jax.ShapeDtypeStruct(s, d, sharding=everywhere)
+    tokens = Tokens(**{field: shape((R, N), jnp.int32) for field in FIELDS})
+    tables = {"position": shape((2 * N - 1,), jnp.float32), "time": shape((129,), jnp.float32)}
+    relative = kernel.RelativeBias(**tables) if bias else None
+    x = shape((R, N, H, Q), dtype)
+
+    def forward(arrays: Any, bias: Any, tokens: Tokens) -> jax.Array:
+        options = {"normalizer": 1.0, "bias": bias, "tile": tile}
+        return kernel.hstu_attention(*arrays, tokens, tokens, MaskRule(), **options)
+
+    def backward(arrays: Any, bias: Any, tokens: Tokens, d: jax.Array) -> Any:
+        return jax.vjp(lambda a, b: forward(a, b, tokens), arrays, bias)[1](d)
+
+    for direction, function, more in (("forward", forward, ()), ("backward", backward, (x,))):
+        before = set(DUMP.glob("*.ptx"))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            program = jax.jit(function).lower((x, x, x), relative, tokens, *more).compile()
+        needs = [k for path in sorted(set(DUMP.glob("*.ptx")) - before) for k in kernels(path)]
+        yield {
+            **{"direction": direction, "N": N, "Q": Q, "dtype": jnp.dtype(dtype).name},
+            **{"bias": bias, "temporaries": program.memory_analysis().temp_size_in_bytes},
+            "kernels": needs,
+        }
+
+
+def kernels(path: pathlib.Path) -> list[dict[str, Any]]:
+    """What ptxas says of the HSTU kernel in a file of PTX, if it holds one."""
+    text = path.read_text()
+    if not (name := re.search(r"\.entry (hstu_\w+)", text)):
+        return []
+    target = re.search(r"\.target (\w+)", text).group(1)
+    command = ["ptxas", "-v", f"-arch={target}", str(path), "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return [
+        {
+            "kernel": name.group(1),
+            "threads": int(re.search(r"\.(?:req|max)ntid (\d+)", text).group(1)),
+            "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
+            "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", said).group(1)),
+            "wgmma": text.count("wgmma.mma_async"),
+            "mma.sync": text.count("mma.sync"),
+        }
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--tile", type=int, nargs="+", help="queries keys [warps stages], for all")
+    parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--no-bias", action="store_true")
+    args = parser.parse_args()
+    dtype = jnp.float32 if args.float32 else jnp.bfloat16
+    tile = None if args.tile is None else tuple(args.tile)
+    for width in args.widths:
+        for found in programs(args.length, width, dtype, not args.no_bias, tile):
+            needs = found.pop("kernels")
+            print(json.dumps(found), *(f"  {json.dumps(k)}" for k in needs), sep="\n", flush=True)
