@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rankjax.batch import Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
 from rankjax.kernels.hstu_attention import pallas_gpu_bias
-from rankjax.kernels.hstu_attention.pallas_gpu_launch import Arrays, Launch, dot, fitted, silu
+from rankjax.kernels.hstu_attention.pallas_gpu_launch import Arrays, Launch, dot, fitted
 from rankjax.kernels.hstu_attention.tiles import Tiles
 from rankjax.masks import MaskRule
 
@@ -47,8 +47,8 @@ def forward(
             keys = launch.keys(j)
             k_tokens = launch.k_tokens(refs, r, j)
             scores = scale * dot(q, refs["k"][r, keys, h, :], 1, 1)
-            scores += launch.added_scores(refs, q_tokens, k_tokens)
-            weights = silu(scores, dtype, interpret)[0].astype(dtype)
+            scores += launch.relative(refs, q_tokens, k_tokens)
+            weights = launch.silu(scores, rule.between(q_tokens, k_tokens))[0].astype(dtype)
             return total + dot(weights, refs["v"][r, keys, h, :], 1, 0)
 
         total = jnp.zeros((launch.q_block, V), jnp.float32)
@@ -102,9 +102,9 @@ def _d_queries(launch: Launch, scale: float) -> jax.Array:
         def step(w: jax.Array, total: jax.Array) -> jax.Array:
             j = refs["order"][r, i, w]
             k = refs["k"][r, launch.keys(j), h, :]
-            scores = scale * dot(q, k, 1, 1)
-            scores += launch.added_scores(refs, q_tokens, launch.k_tokens(refs, r, j))
-            slope = silu(scores, dtype, launch.interpret)[1]
+            k_tokens = launch.k_tokens(refs, r, j)
+            scores = scale * dot(q, k, 1, 1) + launch.relative(refs, q_tokens, k_tokens)
+            slope = launch.silu(scores, launch.rule.between(q_tokens, k_tokens))[1]
             d_scores = dot(d, refs["v"][r, launch.keys(j), h, :], 1, 1) * slope
             return total + dot(d_scores.astype(dtype), k, 1, 0)
 
@@ -133,8 +133,10 @@ def _d_keys(launch: Launch, scale: float) -> tuple[jax.Array, jax.Array]:
             i = refs["order"][r, j, w]
             q, d = (refs[x][r, launch.queries(i), h, :] for x in "qd")
             scores_mn = scale * dot(k, q, 1, 1)
-            scores_mn += launch.added_scores(refs, launch.q_tokens(refs, r, i), k_tokens)
-            weights_mn, slope_mn = silu(scores_mn, dtype, launch.interpret)
+            q_tokens = launch.q_tokens(refs, r, i)
+            scores_mn += launch.relative(refs, q_tokens, k_tokens)
+            allow_mn = launch.rule.between(q_tokens, k_tokens)
+            weights_mn, slope_mn = launch.silu(scores_mn, allow_mn)
             dv += dot(weights_mn.astype(dtype), d, 1, 0)
             d_scores_mn = dot(v, d, 1, 1) * slope_mn
             return dk + dot(d_scores_mn.astype(dtype), q, 1, 0), dv

@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from rankjax.batch import Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
-from rankjax.kernels.hstu_attention.pallas_gpu_launch import Launch, dot, silu
+from rankjax.kernels.hstu_attention.pallas_gpu_launch import Launch, dot
 
 PROGRAMS = 256  # more than a card has multiprocessors; each holds a table
 WINDOW = 64  # positions of queries and of keys that are summed at a time
@@ -44,12 +44,12 @@ def gradients(launch: Launch, scale: float) -> bias_lib.RelativeBias:
     ) -> Any:
         q_tokens, k_tokens = launch.q_tokens(refs, r, i), launch.k_tokens(refs, r, j)
         allow = launch.rule.between(q_tokens, k_tokens)
-        added = launch.added_scores(refs, q_tokens, k_tokens)
+        relative = launch.relative(refs, q_tokens, k_tokens)  # the heads' common
 
         def head(h: jax.Array, d_nm: jax.Array) -> jax.Array:
             rows, keys = launch.queries(i), launch.keys(j)
-            scores = scale * dot(refs["q"][r, rows, h, :], refs["k"][r, keys, h, :], 1, 1) + added
-            slope = silu(scores, launch.dtype, launch.interpret)[1]
+            scores = scale * dot(refs["q"][r, rows, h, :], refs["k"][r, keys, h, :], 1, 1)
+            slope = launch.silu(scores + relative, allow)[1]
             return d_nm + slope * dot(refs["d"][r, rows, h, :], refs["v"][r, keys, h, :], 1, 1)
 
         d_nm = jnp.zeros((launch.q_block, launch.k_block), jnp.float32)

@@ -17,7 +17,6 @@ from rankjax.masks import MaskRule
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
 LEAST = 16  # of every side of a product on tensor cores
-MASKED = -1e30
 
 
 def power(n: int) -> int:
@@ -37,14 +36,6 @@ def dot(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     contract = (((x_axis,), (y_axis,)), ((), ()))
     return jax.lax.dot_general(x, y, contract, precision=exact, preferred_element_type=jnp.float32)
-
-
-def silu(scores: jax.Array, dtype: jnp.dtype, interpret: bool) -> tuple[jax.Array, jax.Array]:
-    """(SiLU, its slope). For bfloat16, whose rounding is coarser, by the card's own tanh."""
-    half = 0.5 * scores
-    approximate = dtype == jnp.bfloat16 and not interpret
-    gate = 0.5 + 0.5 * (plgpu.approx_tanh(half) if approximate else jnp.tanh(half))
-    return scores * gate, gate * (1 + scores * (1 - gate))
 
 
 class Launch:
@@ -101,15 +92,24 @@ class Launch:
     def k_tokens(self, refs: dict[str, Any], r: jax.Array, j: jax.Array) -> Tokens:
         return _tokens(refs["k_tokens"], r, self.keys(j), column=self.side == "keys")
 
-    def added_scores(self, refs: dict[str, Any], q: Tokens, k: Tokens) -> jax.Array:
-        """The bias where a pair is allowed, MASKED elsewhere: SiLU and its slope are 0 there."""
+    def relative(self, refs: dict[str, Any], q: Tokens, k: Tokens) -> jax.Array | float:
+        """The bias of every pair of a tile."""
         total = 0.0
         if "position" in refs:
             index = bias_lib.position_index(q, k, refs["position"].shape[0])
             total = plgpu.load(refs["position"].at[index])
         if "time" in refs:
             total += plgpu.load(refs["time"].at[bias_lib.bucket(q, k)])
-        return jnp.where(self.rule.between(q, k), total, MASKED)
+        return total
+
+    def silu(self, scores: jax.Array, allow: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(SiLU, its slope), both 0 where a pair is not allowed."""
+        # For bfloat16, whose rounding is coarser, by the card's own tanh.
+        approximate = self.dtype == jnp.bfloat16 and not self.interpret
+        half = 0.5 * scores
+        gate = 0.5 + 0.5 * (plgpu.approx_tanh(half) if approximate else jnp.tanh(half))
+        gate = jnp.where(allow, gate, 0.0)
+        return scores * gate, gate * (1 + scores * (1 - gate))
 
     def run(
         self,
