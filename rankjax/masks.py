@@ -106,53 +106,80 @@ class MaskRule:
         False only where no pair is allowed; True says no more than that the ranges leave room. q
         is of n blocks and k of m. Attention skips the blocks where it is False.
         """
+        return self._blocks(q, k, every=False)
+
+    def certain(self, q: "Ranges", k: "Ranges") -> jax.Array:
+        """bool [R, n, m]: may every token of query block n read every one of key block m?
+
+        True only where all pairs are allowed; False where one is not, where a block is of several
+        roles or segments, or where it holds padding. Attention need not mask where it is True.
+        """
+        return self._blocks(q, k, every=True)
+
+    def _blocks(self, q: "Ranges", k: "Ranges", every: bool) -> jax.Array:
+        """`between`, for any pair of two blocks or for every one of them."""
         q = jax.tree.map(lambda x_rn: x_rn[:, :, None], q)
         k = jax.tree.map(lambda x_rm: x_rm[:, None, :], k)
 
+        def same(a: Ranges, b: Ranges, field: str) -> jax.Array:
+            """Do the ranges of the field meet, or are they one and the same value?"""
+            least, most = ([getattr(x, field) for x in (y.least, y.most)] for y in (a, b))
+            first, last = (least[0], most[0]), (least[1], most[1])
+            if every:
+                return (first[0] == last[1]) & (first[1] == last[0])
+            return (first[0] <= last[1]) & (first[1] <= last[0])
+
         def pair(reader: int, read: int) -> jax.Array:
-            """Is there a token of either role, and may they be of one sample?"""
+            """Is there a token of either role (are all of them), and may they be of one sample?"""
             a, b = q.of(reader), k.of(read)
-            return (a.least.segment <= b.most.segment) & (b.least.segment <= a.most.segment)
+            return same(a, b, "segment") & (a.alone & b.alone if every else True)
 
         def before(reader: int, read: int, field: str, strict: bool = False) -> jax.Array:
-            first, last = getattr(k.of(read).least, field), getattr(q.of(reader).most, field)
+            a, b = q.of(reader), k.of(read)
+            first = getattr(b.most if every else b.least, field)
+            last = getattr(a.least if every else a.most, field)
             return (first < last) if strict else (first <= last)
+
+        def near(reader: int) -> jax.Array | bool:
+            if self.window is None:
+                return True
+            a, b = q.of(reader), k.of(batch.HISTORY)
+            # Where a role is missing this overflows, and `pair` is False.
+            newest, oldest = (a.most, b.least) if every else (a.least, b.most)
+            return newest.position - oldest.position <= self.window
 
         H, C, G, X = batch.HISTORY, batch.CANDIDATE, batch.GLOBAL, batch.CONTEXT
         found = pair(C, X) | pair(H, X) | pair(G, X) | pair(C, G)
         found |= pair(X, X) & (before(X, X, "position") if self.context == "causal" else True)
         found |= pair(G, G) & before(G, G, "position")
-        events = {C: before(C, H, "time", strict=True), G: True}
+        events = {C: before(C, H, "time", strict=True), G: True, H: True}
         if self.history != "full":
             events[H] = before(H, H, "position" if self.history == "causal" else "time")
-        else:
-            events[H] = True
         if self.context == "history":
             events[X] = True
         for reader, there in events.items():
-            near = True
-            if self.window is not None:
-                # Where a role is missing this overflows, and `pair` is False.
-                near = q.of(reader).least.position - k.of(H).most.position <= self.window
-            found |= pair(reader, H) & there & near
-        a, b = q.of(C), k.of(C)
-        own = (a.least.group <= b.most.group) & (b.least.group <= a.most.group)
+            found |= pair(reader, H) & there & near(reader)
+        own = pair(C, C) & same(q.of(C), k.of(C), "group")
         if self.candidates == "causal":
             own &= before(C, C, "position")
-        return found | (pair(C, C) & own)
+        return found | own
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["least", "most"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["least", "most", "alone"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranges:
     """The least and the most that every field has among the tokens of one role in one block.
 
     Each field [R, blocks, ROLES], of the roles from 1 on; where a block has no token of a role,
-    the least is the largest int32 and the most the smallest.
+    the least is the largest int32 and the most the smallest. alone: bool, are all tokens of the
+    block of this role?
     """
 
     least: Tokens
     most: Tokens
+    alone: jax.Array
 
     def of(self, role: int) -> "Ranges":
         """The ranges of one role, without the axis of roles."""
@@ -167,4 +194,4 @@ def ranges(tokens: Tokens, block: int) -> Ranges:
     info = jnp.iinfo(jnp.int32)
     least = jax.tree.map(lambda x: jnp.where(of_role, x, info.max).min(axis=2), blocks)
     most = jax.tree.map(lambda x: jnp.where(of_role, x, info.min).max(axis=2), blocks)
-    return Ranges(least=least, most=most)
+    return Ranges(least=least, most=most, alone=of_role.all(axis=2))

@@ -215,11 +215,13 @@ RULES = [
 
 @functools.cache
 def judged(rule):
-    """(what is allowed, what is possible by blocks of 3 and 4), one compiled function a rule."""
+    """(allowed, possible and certain by blocks of 3 and 4, by single tokens), compiled once."""
 
     @jax.jit
     def judge(q, k):
-        return rule.allow(q, k), rule.possible(masks.ranges(q, 3), masks.ranges(k, 4))
+        by = lambda f, a, b: f(masks.ranges(q, a), masks.ranges(k, b))
+        both = rule.possible, rule.certain
+        return rule.allow(q, k), *(by(f, 3, 4) for f in both), *(by(f, 1, 1) for f in both)
 
     return judge
 
@@ -230,15 +232,26 @@ def judged(rule):
 def test_properties_of_every_rule(rule, data):
     """No pair in blocks without room, none of padding or of other samples, no later event."""
     least = {"segment": (0, 1), "role": (0, 4), "time": (-3, 3), "position": (0, 5)}
-    draw = lambda size: {
-        field: np.array([data.draw(st.lists(st.integers(*ends), min_size=size, max_size=size))])
-        for field, ends in (least | {"group": (-1, 3), "bias_time": (0, 0)}).items()
-    }
-    q, k = draw(6), draw(8)
+    least |= {"group": (-1, 3), "bias_time": (0, 0)}
+
+    def draw(size, block):
+        fields = {
+            field: np.array([data.draw(st.lists(st.integers(*ends), min_size=size, max_size=size))])
+            for field, ends in least.items()
+        }
+        for field in ("segment", "role", "group"):  # blocks that are all alike, now and then
+            if data.draw(st.booleans()):
+                fields[field] = fields[field][:, np.arange(size) // block * block]
+        return fields
+
+    q, k = draw(6, 3), draw(8, 4)
     of = lambda fields: Tokens(**{f: jnp.asarray(x, jnp.int32) for f, x in fields.items()})
-    allow, possible = (np.asarray(x)[0] for x in judged(rule)(of(q), of(k)))
-    room = np.repeat(np.repeat(possible, 3, axis=0), 4, axis=1)
-    assert not np.any(allow & ~room)
+    found = (np.asarray(x)[0] for x in judged(rule)(of(q), of(k)))
+    allow, possible, certain, possible_one, certain_one = found
+    room, sure = (np.repeat(np.repeat(x, 3, axis=0), 4, axis=1) for x in (possible, certain))
+    assert not np.any(allow & ~room) and not np.any(sure & ~allow)
+    np.testing.assert_array_equal(possible_one, allow)  # a single token's ranges say all
+    np.testing.assert_array_equal(certain_one, allow)
     face = lambda field: (q[field][0][:, None], k[field][0][None, :])
     (q_role, k_role), (q_segment, k_segment) = face("role"), face("segment")
     assert not np.any(allow & ((q_role == PAD) | (k_role == PAD) | (q_segment != k_segment)))
@@ -253,6 +266,16 @@ def test_blocks_of_a_causal_row_have_room_below_the_diagonal_only():
     t = tokens("h" * n, list(range(n)), list(range(n)))
     found = masks.MaskRule().possible(masks.ranges(t, 4), masks.ranges(t, 4))[0]
     np.testing.assert_array_equal(found, np.tril(np.ones((4, 4), bool)))
+
+
+def test_blocks_of_a_causal_row_are_full_beside_the_diagonal():
+    n = 16
+    t = tokens("h" * n, list(range(n)), list(range(n)))
+    found = masks.MaskRule().certain(masks.ranges(t, 4), masks.ranges(t, 4))[0]
+    np.testing.assert_array_equal(found, np.tril(np.ones((4, 4), bool), -1))
+    window = masks.MaskRule(window=9)  # a query of the last block reads half of the second one
+    found = window.certain(masks.ranges(t, 4), masks.ranges(t, 4))[0]
+    np.testing.assert_array_equal(found[3], [False, False, True, False])
 
 
 def test_blocks_of_two_samples_have_no_room_for_each_other():

@@ -34,13 +34,22 @@ def active(rule: MaskRule, q: Tokens, k: Tokens, q_block: int, k_block: int) -> 
     return rule.possible(masks.ranges(q, q_block), masks.ranges(k, k_block))
 
 
-def schedule(active_rnm: jax.Array) -> tuple[jax.Array, jax.Array]:
+def full(rule: MaskRule, q: Tokens, k: Tokens, q_block: int, k_block: int) -> jax.Array:
+    """bool [R, n, m]: may every query of block n read every key of block m? As `active`."""
+    return rule.certain(masks.ranges(q, q_block), masks.ranges(k, k_block))
+
+
+def schedule(
+    active_rnm: jax.Array, first_rnm: jax.Array | bool = False
+) -> tuple[jax.Array, jax.Array]:
     """(order int32 [R, n, m], count int32 [R, n]): the active m of every n first, ascending.
 
-    Behind them the last one is repeated, so that a pipeline that runs on fetches nothing new.
+    Of them those of `first_rnm` come before the others. Behind the active ones the last is
+    repeated, so that a pipeline that runs on fetches nothing new.
     """
     count_rn = jnp.sum(active_rnm, axis=-1, dtype=jnp.int32)
-    order_rnm = jnp.argsort(~active_rnm, axis=-1, stable=True).astype(jnp.int32)
+    rank_rnm = jnp.where(active_rnm, jnp.where(first_rnm, 0, 1), 2)
+    order_rnm = jnp.argsort(rank_rnm, axis=-1, stable=True).astype(jnp.int32)
     last_rn1 = jnp.maximum(count_rn - 1, 0)[..., None]
     place_m = jnp.arange(active_rnm.shape[-1])
     order_rnm = jnp.take_along_axis(order_rnm, jnp.minimum(place_m, last_rn1), axis=-1)

@@ -21,3 +21,11 @@ def test_schedule_lists_the_active_blocks_and_repeats_the_last():
     np.testing.assert_array_equal(count, [[2, 0, 4]])
     np.testing.assert_array_equal(order[0, 0], [1, 3, 3, 3])
     np.testing.assert_array_equal(order[0, 2], [0, 1, 2, 3])
+
+
+def test_schedule_puts_the_first_ones_first():
+    active = np.array([[[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]]], bool)
+    first = np.array([[[0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]], bool)
+    order, count = blocks.schedule(jnp.asarray(active), jnp.asarray(first))
+    np.testing.assert_array_equal(count, [[4, 2]])
+    np.testing.assert_array_equal(order[0], [[3, 4, 0, 1, 1], [1, 2, 2, 2, 2]])

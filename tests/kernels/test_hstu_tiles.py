@@ -3,15 +3,19 @@
 The equations themselves are held by test_hstu_attention.py.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from rankjax import masks
-from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD
+from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD, Tokens
 from rankjax.kernels import hstu_attention as kernel
-from rankjax.kernels.hstu_attention import pallas_gpu_bias, pallas_tpu, tiles
+from rankjax.kernels.hstu_attention import bias as bias_lib
+from rankjax.kernels.hstu_attention import pallas_gpu_bias, pallas_gpu_time, pallas_tpu, tiles
 from tests.kernels import test_hstu_attention as suite
 
 TILED = [name for name in kernel.IMPLEMENTATIONS if name != "reference"]
@@ -114,6 +118,38 @@ def test_few_programs_share_many_blocks(monkeypatch):
     inputs = wide_inputs(**case)
     want = wide_run(case, inputs, "reference")
     assert_near(wide_run(case, inputs, "pallas_gpu", case["tile"]), want)
+
+
+def test_cells_find_the_buckets_that_a_logarithm_finds():
+    """All gaps up to 36 hours, those around every rise of the bucket, and random longer ones."""
+    rises = np.exp(0.301 * np.arange(1, 72))
+    rng = np.random.default_rng(0)
+    longer = np.exp(rng.uniform(np.log(2**17), np.log(2**31 - 200), 20_000))
+    # Where rounding decides, logarithms differ too.
+    decided = np.abs(longer[:, None] / rises - 1).min(axis=1) > 2e-6
+    near = (np.floor(rises)[:, None] + np.arange(-2, 4)).ravel()
+    near = near[(near >= 0) & (near < 2**20)]
+    seconds = np.concatenate([np.arange(2**17), near, longer[decided], [2**31 - 1]]).astype(
+        np.int32
+    )
+    tokens = lambda time: suite.as_tokens(
+        dict.fromkeys(("segment", "position", "group", "time"), np.zeros((1, 1)))
+        | {"role": np.full((1, 1), HISTORY), "bias_time": time}
+    )
+    q, k = tokens(np.zeros((1, 1))), tokens(seconds[None])
+    cells = jnp.asarray(pallas_gpu_time.cells())
+
+    def kernel_body(cells_ref, seconds_ref, out_ref):
+        zero = jnp.zeros(seconds_ref.shape, jnp.int32)
+        q = Tokens(**{f.name: zero for f in dataclasses.fields(Tokens)})
+        k = dataclasses.replace(q, bias_time=seconds_ref[...])
+        out_ref[...] = pallas_gpu_time.bucket(cells_ref, q, k, with_context=False)
+
+    got = pl.pallas_call(
+        kernel_body, out_shape=jax.ShapeDtypeStruct(seconds.shape, jnp.int32), interpret=True
+    )(cells, jnp.asarray(seconds))
+    np.testing.assert_array_equal(got, jax.jit(bias_lib.bucket)(q, k)[0])
+    assert len(np.unique(got)) > 65
 
 
 def test_every_kernel_has_its_own_tile():

@@ -42,17 +42,14 @@ def forward(
         rows = launch.queries(i)
         q, q_tokens = refs["q"][r, rows, h, :], launch.q_tokens(refs, r, i)
 
-        def step(w: jax.Array, total: jax.Array) -> jax.Array:
-            j = refs["order"][r, i, w]
-            keys = launch.keys(j)
-            k_tokens = launch.k_tokens(refs, r, j)
+        def step(j: jax.Array, full: bool, total: jax.Array) -> jax.Array:
+            keys, k_tokens = launch.keys(j), launch.k_tokens(refs, r, j)
             scores = scale * dot(q, refs["k"][r, keys, h, :], 1, 1)
-            scores += launch.relative(refs, q_tokens, k_tokens)
-            weights = launch.silu(scores, rule.between(q_tokens, k_tokens))[0].astype(dtype)
+            scores += launch.relative(refs, q_tokens, k_tokens, full)
+            weights = launch.silu(scores, q_tokens, k_tokens, full)[0].astype(dtype)
             return total + dot(weights, refs["v"][r, keys, h, :], 1, 0)
 
-        total = jnp.zeros((launch.q_block, V), jnp.float32)
-        total = jax.lax.fori_loop(0, refs["count"][r, i], step, total)
+        total = launch.walk(refs, r, i, step, jnp.zeros((launch.q_block, V), jnp.float32))
         total *= refs["inverse"][r, rows][:, None]
         refs["out"][r, rows, h, :] = total.astype(dtype)
 
@@ -99,17 +96,15 @@ def _d_queries(launch: Launch, scale: float) -> jax.Array:
         q, d = refs["q"][r, rows, h, :], refs["d"][r, rows, h, :]
         q_tokens = launch.q_tokens(refs, r, i)
 
-        def step(w: jax.Array, total: jax.Array) -> jax.Array:
-            j = refs["order"][r, i, w]
-            k = refs["k"][r, launch.keys(j), h, :]
-            k_tokens = launch.k_tokens(refs, r, j)
-            scores = scale * dot(q, k, 1, 1) + launch.relative(refs, q_tokens, k_tokens)
-            slope = launch.silu(scores, launch.rule.between(q_tokens, k_tokens))[1]
-            d_scores = dot(d, refs["v"][r, launch.keys(j), h, :], 1, 1) * slope
+        def step(j: jax.Array, full: bool, total: jax.Array) -> jax.Array:
+            keys, k_tokens = launch.keys(j), launch.k_tokens(refs, r, j)
+            k = refs["k"][r, keys, h, :]
+            scores = scale * dot(q, k, 1, 1) + launch.relative(refs, q_tokens, k_tokens, full)
+            slope = launch.silu(scores, q_tokens, k_tokens, full)[1]
+            d_scores = dot(d, refs["v"][r, keys, h, :], 1, 1) * slope
             return total + dot(d_scores.astype(dtype), k, 1, 0)
 
-        total = jnp.zeros((launch.q_block, Q), jnp.float32)
-        total = jax.lax.fori_loop(0, refs["count"][r, i], step, total)
+        total = launch.walk(refs, r, i, step, jnp.zeros((launch.q_block, Q), jnp.float32))
         refs["dq"][r, rows, h, :] = (scale * total).astype(dtype)
 
     return launch.run("hstu_d_queries", kernel, {"dq": launch.operands["q"].shape})["dq"]
@@ -128,21 +123,19 @@ def _d_keys(launch: Launch, scale: float) -> tuple[jax.Array, jax.Array]:
         k, v = refs["k"][r, keys, h, :], refs["v"][r, keys, h, :]
         k_tokens = launch.k_tokens(refs, r, j)
 
-        def step(w: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def step(i: jax.Array, full: bool, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             dk, dv = sums
-            i = refs["order"][r, j, w]
             q, d = (refs[x][r, launch.queries(i), h, :] for x in "qd")
-            scores_mn = scale * dot(k, q, 1, 1)
             q_tokens = launch.q_tokens(refs, r, i)
-            scores_mn += launch.relative(refs, q_tokens, k_tokens)
-            allow_mn = launch.rule.between(q_tokens, k_tokens)
-            weights_mn, slope_mn = launch.silu(scores_mn, allow_mn)
+            scores_mn = scale * dot(k, q, 1, 1)
+            scores_mn += launch.relative(refs, q_tokens, k_tokens, full)
+            weights_mn, slope_mn = launch.silu(scores_mn, q_tokens, k_tokens, full)
             dv += dot(weights_mn.astype(dtype), d, 1, 0)
             d_scores_mn = dot(v, d, 1, 1) * slope_mn
             return dk + dot(d_scores_mn.astype(dtype), q, 1, 0), dv
 
         zeros = tuple(jnp.zeros((launch.k_block, s[-1]), jnp.float32) for s in shapes.values())
-        dk, dv = jax.lax.fori_loop(0, refs["count"][r, j], step, zeros)
+        dk, dv = launch.walk(refs, r, j, step, zeros)
         refs["dk"][r, keys, h, :] = (scale * dk).astype(dtype)
         refs["dv"][r, keys, h, :] = dv.astype(dtype)
 

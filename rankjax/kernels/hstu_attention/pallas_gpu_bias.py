@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from rankjax.batch import Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
+from rankjax.kernels.hstu_attention import pallas_gpu_time
 from rankjax.kernels.hstu_attention.pallas_gpu_launch import Launch, dot
 
 PROGRAMS = 256  # more than a card has multiprocessors; each holds a table
@@ -43,20 +44,21 @@ def gradients(launch: Launch, scale: float) -> bias_lib.RelativeBias:
         refs: dict[str, Any], g: jax.Array, r: jax.Array, i: jax.Array, j: jax.Array, sums: Any
     ) -> Any:
         q_tokens, k_tokens = launch.q_tokens(refs, r, i), launch.k_tokens(refs, r, j)
-        allow = launch.rule.between(q_tokens, k_tokens)
-        relative = launch.relative(refs, q_tokens, k_tokens)  # the heads' common
+        relative = launch.relative(refs, q_tokens, k_tokens, full=False)  # the heads' common
 
         def head(h: jax.Array, d_nm: jax.Array) -> jax.Array:
             rows, keys = launch.queries(i), launch.keys(j)
             scores = scale * dot(refs["q"][r, rows, h, :], refs["k"][r, keys, h, :], 1, 1)
-            slope = launch.silu(scores + relative, allow)[1]
+            slope = launch.silu(scores + relative, q_tokens, k_tokens, full=True)[1]
             return d_nm + slope * dot(refs["d"][r, rows, h, :], refs["v"][r, keys, h, :], 1, 1)
 
         d_nm = jnp.zeros((launch.q_block, launch.k_block), jnp.float32)
+        allow = launch.rule.between(q_tokens, k_tokens)
         d_nm = jnp.where(allow, jax.lax.fori_loop(0, H, head, d_nm), 0.0)
         time_b, before, behind = sums
         if "time" in refs:
-            time_b = _by_time(time_b, d_nm, bias_lib.bucket(q_tokens, k_tokens), allow)
+            bucket = pallas_gpu_time.bucket(refs["cells"], q_tokens, k_tokens, with_context=True)
+            time_b = _by_time(time_b, d_nm, bucket, allow)
         if "position" in refs:
             ends = _by_position(refs, g, d_nm, q_tokens, k_tokens, allow, barrier)
             before, behind = before + ends[0], behind + ends[1]

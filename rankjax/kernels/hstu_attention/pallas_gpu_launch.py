@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from rankjax import batch, masks
 from rankjax.batch import Tokens
 from rankjax.kernels import blocks
 from rankjax.kernels.hstu_attention import bias as bias_lib
+from rankjax.kernels.hstu_attention import pallas_gpu_time
 from rankjax.kernels.hstu_attention.tiles import Tile
 from rankjax.masks import MaskRule
 
@@ -44,7 +46,8 @@ class Launch:
     side: "queries", a program is a block of queries and walks blocks of keys; "keys", the other way
       round, and tiles lie [keys, queries].
     operands: {name: array}, padded. order [R, outer, inner] lists the blocks with work of every
-      program's walk, count [R, outer] how many there are.
+      program's walk: first the `full` [R, outer] ones that need no mask and hold no context, then
+      the others, `count` [R, outer] in all.
     """
 
     def __init__(
@@ -65,16 +68,27 @@ class Launch:
             jax.tree.map(lambda x, b=b: blocks.padded(x, b), t)
             for t, b in zip(tokens, (self.q_block, self.k_block))
         )
-        active = blocks.active(rule, q_tokens, k_tokens, self.q_block, self.k_block)
-        order, count = blocks.schedule(active if side == "queries" else active.swapaxes(1, 2))
+        order, count, full = self._schedule(q_tokens, k_tokens)
         sizes = {"q": self.q_block, "k": self.k_block, "v": self.k_block, "d": self.q_block}
         given = dict(zip("qkv", arrays)) | ({} if d_rnhv is None else {"d": d_rnhv})
         self.operands = {name: _padded(x, sizes[name]) for name, x in given.items()}
-        self.operands |= {"order": order, "count": count}
+        self.operands |= {"order": order, "count": count, "full": full}
         self.operands |= {"q_tokens": _together(q_tokens), "k_tokens": _together(k_tokens)}
         for name in ("position", "time"):
             if (table := getattr(bias, name, None)) is not None:
                 self.operands[name] = table.astype(jnp.float32)
+        if "time" in self.operands:
+            self.operands["cells"] = jnp.asarray(pallas_gpu_time.cells())
+
+    def _schedule(self, q: Tokens, k: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q_ranges, k_ranges = masks.ranges(q, self.q_block), masks.ranges(k, self.k_block)
+        active = self.rule.possible(q_ranges, k_ranges)
+        without = lambda x: ~x.of(batch.CONTEXT).alone
+        full = self.rule.certain(q_ranges, k_ranges)
+        full &= without(q_ranges)[:, :, None] & without(k_ranges)[:, None, :]
+        if self.side == "keys":
+            active, full = active.swapaxes(1, 2), full.swapaxes(1, 2)
+        return *blocks.schedule(active, full), jnp.sum(full, axis=2, dtype=jnp.int32)
 
     def pad_queries(self, x_rn: jax.Array) -> jax.Array:
         return blocks.padded(x_rn, self.q_block)
@@ -92,23 +106,44 @@ class Launch:
     def k_tokens(self, refs: dict[str, Any], r: jax.Array, j: jax.Array) -> Tokens:
         return _tokens(refs["k_tokens"], r, self.keys(j), column=self.side == "keys")
 
-    def relative(self, refs: dict[str, Any], q: Tokens, k: Tokens) -> jax.Array | float:
+    def walk(
+        self,
+        refs: dict[str, Any],
+        r: jax.Array,
+        block: jax.Array,
+        step: Callable[[jax.Array, bool, Any], Any],
+        sums: Any,
+    ) -> Any:
+        """step(the other side's block, is the tile full?, sums), over a program's list.
+
+        Two loops: a mask costs more instructions a pair than the rest of a tile without bias.
+        """
+        at = lambda full: lambda w, sums: step(refs["order"][r, block, w], full, sums)
+        full = refs["full"][r, block]
+        sums = jax.lax.fori_loop(0, full, at(True), sums)
+        return jax.lax.fori_loop(full, refs["count"][r, block], at(False), sums)
+
+    def relative(self, refs: dict[str, Any], q: Tokens, k: Tokens, full: bool) -> Any:
         """The bias of every pair of a tile."""
         total = 0.0
         if "position" in refs:
             index = bias_lib.position_index(q, k, refs["position"].shape[0])
             total = plgpu.load(refs["position"].at[index])
         if "time" in refs:
-            total += plgpu.load(refs["time"].at[bias_lib.bucket(q, k)])
+            bucket = pallas_gpu_time.bucket(refs["cells"], q, k, with_context=not full)
+            total += plgpu.load(refs["time"].at[bucket])
         return total
 
-    def silu(self, scores: jax.Array, allow: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def silu(
+        self, scores: jax.Array, q: Tokens, k: Tokens, full: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """(SiLU, its slope), both 0 where a pair is not allowed."""
         # For bfloat16, whose rounding is coarser, by the card's own tanh.
         approximate = self.dtype == jnp.bfloat16 and not self.interpret
         half = 0.5 * scores
         gate = 0.5 + 0.5 * (plgpu.approx_tanh(half) if approximate else jnp.tanh(half))
-        gate = jnp.where(allow, gate, 0.0)
+        if not full:
+            gate = jnp.where(self.rule.between(q, k), gate, 0.0)
         return scores * gate, gate * (1 + scores * (1 - gate))
 
     def run(
