@@ -4,6 +4,7 @@ Rooms, in the order of reading and of imports: a room imports only rooms that st
 
 schema      what a row means: features, vocabularies, semantic groups, actions, tasks
 batch       Batch, Tokens and Features: the pytrees every model and metric takes
+packing     several samples in one row: side by side, or jagged, without padding between
 papers      what a model file says of its paper: sizes, printed figures, open points
 data        logs on disk, samples, the loader, and the sources that write logs
 masks       who may read whom: rules over (segment, role, time, position, group)

@@ -1,7 +1,7 @@
 """Batch, Tokens and Features: the pytrees that every model and metric takes.
 
-Rows R (unpacked: R = B, one sample a row; packed: a row holds G samples side by side), S history
-slots, C candidate slots, M values of a multi-valued feature, K tasks, E embedding width.
+Rows R (unpacked: R = B, one sample a row; packed: a row holds up to G samples, see packing.py),
+S history slots, C candidate slots, M values of a multi-valued feature, K tasks, E embedding width.
 """
 
 import dataclasses
@@ -180,30 +180,3 @@ class Tokens:
     position: jax.Array
     group: jax.Array
     bias_time: jax.Array
-
-
-def pack(batch: Batch, samples_per_row: int) -> Batch:
-    """Lays `samples_per_row` unpacked rows side by side into one row (both layouts score alike).
-
-    The row count must be a multiple of `samples_per_row`; shapes become [R / G, G], [R / G, G * S]
-    and [R / G, G * C]. NumPy in, NumPy out.
-    """
-    G = samples_per_row
-    R = batch.candidate_sample.shape[0]
-    if R % G or any(x.shape[1] != 1 for x in batch.user.values()):
-        raise ValueError(f"pack: {R} unpacked rows expected to be a multiple of {G}")
-
-    def side_by_side(x: np.ndarray) -> np.ndarray:
-        return np.asarray(x).reshape(R // G, G * x.shape[1], *x.shape[2:])
-
-    packed = jax.tree.map(side_by_side, batch)
-
-    def number(sample: np.ndarray) -> np.ndarray:
-        slot = np.repeat(np.arange(G, dtype=np.int32), sample.shape[1] // G)
-        return np.where(sample >= 0, slot, -1).astype(np.int32)
-
-    return dataclasses.replace(
-        packed,
-        history_sample=number(packed.history_sample),
-        candidate_sample=number(packed.candidate_sample),
-    )

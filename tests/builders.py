@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankjax import schema as schemas
-from rankjax.batch import Batch, Features, pack
+from rankjax.batch import Batch, Features
+from rankjax.packing import pack
 
 E = 4  # embedding width
 

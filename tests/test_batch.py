@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from rankjax.batch import pack
 from tests import builders, tiny
 
 
@@ -14,23 +13,6 @@ def test_is_a_pytree_with_static_schema():
     assert again.schema is batch.schema and again.one_time and again.impression is None
     shapes = jax.jit(lambda b: b.candidate_mask.sum())(batch)
     assert int(shapes) == int((batch.candidate_sample >= 0).sum())
-
-
-def test_pack_lays_rows_side_by_side():
-    batch = tiny.batch(samples=6, history=3, candidates=2)
-    packed = pack(batch, 3)
-    assert packed.history["item"].shape == (2, 9) and packed.user["user"].shape == (2, 3)
-    np.testing.assert_array_equal(
-        packed.history["item"][0], np.concatenate(batch.history["item"][:3])
-    )
-    for row, sample in enumerate(batch.candidate_sample):
-        mine = packed.candidate_sample[row // 3, row % 3 * 2 : row % 3 * 2 + 2]
-        np.testing.assert_array_equal(mine, np.where(sample >= 0, row % 3, -1))
-
-
-def test_pack_refuses_a_remainder():
-    with pytest.raises(ValueError, match="multiple of 4"):
-        pack(tiny.batch(samples=6), 4)
 
 
 def test_user_of_candidate_is_of_its_own_sample():

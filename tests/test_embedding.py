@@ -10,6 +10,7 @@ import pytest
 from rankjax import batch as batch_module
 from rankjax import embedding
 from rankjax import schema as schemas
+from rankjax.packing import pack
 from tests import tiny
 from tests.references import embedding as reference
 
@@ -123,7 +124,7 @@ def test_equals_row_wise_adagrad_with_dense_gradients(method, packed, clip, spli
     """Duplicates in and across features, history and candidates; several steps."""
     batches = tiny_batches(4)
     if packed:
-        batches = [batch_module.pack(b, 3) for b in batches]
+        batches = [pack(b, 3) for b in batches]
     schema = batches[0].schema
     config = dataclasses.replace(CONFIG, clip=clip)
     layout, tables, optimizer = start(schema, config)
@@ -263,7 +264,7 @@ def test_packed_rows_score_alike():
     batch = tiny_batches(1)[0]
     layout, tables, _ = start(batch.schema)
     found, bias_rck = scored(layout, tables, batch)
-    packed, packed_bias = scored(layout, tables, batch_module.pack(batch, 3))
+    packed, packed_bias = scored(layout, tables, pack(batch, 3))
     side_by_side = lambda x: np.asarray(x).reshape(2, -1, *x.shape[2:])
     np.testing.assert_array_equal(side_by_side(bias_rck), packed_bias)
     for part in ("user", "history", "candidate"):

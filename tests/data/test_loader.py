@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rankjax import batch as batch_module
+from rankjax import packing
 from rankjax.data import event_log, loader, samples
 from tests import tiny
 from tests.references import samples as reference
@@ -261,7 +261,7 @@ def test_order_without_exact_times(tmp_path):
 def test_batches_pack(tmp_path):
     log, found = opened(tmp_path)
     batch = loader.Batches(log, found, batch_samples=8)[0]
-    packed = batch_module.pack(batch, 4)
+    packed = packing.pack(batch, 4)
     S, C = batch.history_sample.shape[1], batch.candidate_sample.shape[1]
     assert packed.user["user"].shape == (2, 4)
     assert packed.history["tags"].shape == (2, 4 * S, 3)

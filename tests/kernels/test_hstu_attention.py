@@ -310,15 +310,31 @@ def test_what_does_not_fit_is_refused(change, message):
 
 def test_descending_segments_are_refused_where_they_can_be_seen():
     data = make(CASES["packed, normalizer per row"])
-    segment = data["k_tokens"]["segment"]
-    segment[1, 4:8] = 0, 1, 0, 1
-    data["k_tokens"]["role"][1, 4:8] = HISTORY
+    first, *_, last = range(4, 8)
+    data["k_tokens"]["role"][1, first : last + 1] = HISTORY
+    data["k_tokens"]["segment"][1, first : last + 1] = 0, 1, 0, 1
+    data["k_tokens"]["segment"][1, last + 1 :] = 1
     tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
     arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
     call = functools.partial(kernel.hstu_attention, normalizer=1.0)
     with pytest.raises(ValueError, match=r"q_tokens.segment of row 1 is 0 at token 6, behind a"):
         call(*arrays, *tokens, RULE)
     jax.jit(call, static_argnums=5)(*arrays, *tokens, RULE)  # tracers cannot be looked into
+
+
+def test_segments_of_context_may_start_over_once():
+    data = make(CASES["packed, normalizer per row"])
+    arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
+    call = functools.partial(kernel.hstu_attention, normalizer=1.0)
+    data["k_tokens"]["role"][:, :4] = CONTEXT
+    for segments, refused in (([0, 1, 0, 1], False), ([1, 0, 1, 0], True)):
+        data["k_tokens"]["segment"][:, :4] = segments
+        tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
+        if refused:
+            with pytest.raises(ValueError, match="segment of row 0 is 0 at token 3, behind a"):
+                call(*arrays, *tokens, RULE)
+        else:
+            call(*arrays, *tokens, RULE)
 
 
 def test_tiles_without_work_are_not_computed():

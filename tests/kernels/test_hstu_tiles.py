@@ -94,6 +94,69 @@ def test_tiles_agree_with_all_pairs(implementation, name):
     assert_near(wide_run(case, inputs, implementation, case.get("tile", (128, 128))), want)
 
 
+RULES = (
+    masks.MaskRule(),
+    masks.MaskRule(context="full", history="time"),
+    masks.MaskRule(context="history", history="full", candidates="causal"),
+    masks.MaskRule(window=7),
+)
+
+
+def drawn(seed):
+    """A problem of any shape: widths, lengths, samples, rule, tile, dtype, queries of the end."""
+    rng = np.random.default_rng(seed)
+    pick = lambda *choices: choices[rng.integers(len(choices))]
+    X, S, C = rng.integers(0, 9), rng.integers(1, 90), rng.integers(0, 30)
+    R, M, samples = rng.integers(1, 4), X + S + C, rng.integers(1, 5)
+    N = M if rng.random() < 0.6 else rng.integers(1, M + 1)
+    ascending = lambda n: np.sort(rng.integers(0, samples, (R, n)), axis=1)
+    role = np.tile([CONTEXT] * X + [HISTORY] * S + [CANDIDATE] * C, (R, 1))
+    fields = {
+        "segment": np.concatenate([ascending(n) for n in (X, S, C)], axis=1),
+        "role": np.where(rng.random((R, M)) < pick(0, 0.1, 0.5), PAD, role),
+        "time": rng.integers(0, 50, (R, M)),
+        "position": rng.integers(0, pick(M, 300), (R, M)),
+        "group": np.tile(np.arange(M) // pick(1, 3), (R, 1)),
+        "bias_time": rng.integers(-(10 ** pick(2, 9)), 10**9, (R, M)),
+    }
+    H, Q, V, P = rng.integers(1, 4), pick(5, 16, 32), pick(7, 16, 24), pick(None, 3, 150)
+    normal = lambda *shape: rng.normal(size=shape)
+    arrays = normal(R, N, H, Q), normal(R, M, H, Q), normal(R, M, H, V)
+    bias = kernel.RelativeBias(
+        position=None if P is None else jnp.asarray(normal(2 * P - 1), jnp.float32),
+        time=pick(None, jnp.asarray(normal(129), jnp.float32)),
+    )
+    tokens = suite.as_tokens({f: x[:, M - N :] for f, x in fields.items()}), suite.as_tokens(fields)
+    static = {"rule": pick(*RULES), "dtype": pick(jnp.float32, jnp.bfloat16)}
+    static |= {"tile": (pick(16, 32, 48), pick(16, 24, 64)), "scale": float(rng.uniform(0.2, 1))}
+    return static, arrays, bias, tokens, jnp.asarray(rng.uniform(3, 30, (R, N)), jnp.float32)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("implementation", TILED)
+def test_any_shape_agrees_with_all_pairs(implementation, seed):
+    static, arrays, bias, tokens, normalizer = drawn(seed)
+    arrays = tuple(jnp.asarray(x, static["dtype"]) for x in arrays)
+
+    def run(implementation, arrays):
+        def loss(arrays, bias):
+            out = kernel.hstu_attention(
+                *(*arrays, *tokens, static["rule"]),
+                **{"normalizer": normalizer, "bias": bias, "scale": static["scale"]},
+                **{"implementation": implementation},
+                tile=None if implementation == "reference" else static["tile"],
+            ).astype(jnp.float32)
+            return jnp.sum(jnp.sin(out)), out
+
+        (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(arrays, bias)
+        return out, gradients
+
+    # The reference is given what was rounded to bfloat16, and computes in float32.
+    want = jax.jit(run, static_argnums=0)("reference", [x.astype(jnp.float32) for x in arrays])
+    found = jax.jit(run, static_argnums=0)(implementation, arrays)
+    assert_near(found, want, 1e-5 if static["dtype"] == jnp.float32 else 3e-2)
+
+
 def test_a_long_list_of_tiles_is_halved_by_rows(monkeypatch):
     case = WIDE["several tiles, samples packed"]
     inputs = wide_inputs(**case)

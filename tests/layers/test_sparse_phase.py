@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankjax.batch import pack
 from rankjax.layers import sparse_phase
+from rankjax.packing import pack
 from tests import builders
 from tests.references import grab as reference
 

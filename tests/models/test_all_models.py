@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rankjax import embedding, evaluate, loss, models
-from rankjax.batch import Batch, pack
+from rankjax.batch import Batch
 from rankjax.data import event_log, loader, samples
 from rankjax.models import (
     autoint,
@@ -33,6 +33,7 @@ from rankjax.models import (
     transformer,
     wukong,
 )
+from rankjax.packing import pack, pack_jagged
 from rankjax.scaling import presets, sizes
 from tests import tiny
 
@@ -80,9 +81,9 @@ def test_every_config_is_of_an_architecture():
 
 
 @functools.cache
-def made(name: str, dtype: str = "float32"):
+def made(name: str, dtype: str = "float32", **changes):
     """(model, layout, params, tables): every parameter drawn, none at its initial 0 or 1."""
-    config = dataclasses.replace(config_of(name), dtype=dtype)
+    config = dataclasses.replace(config_of(name), dtype=dtype, **changes)
     model = models.MODELS[name](config)
     schema = tiny.batch().schema
     layout = embedding.plan(schema, TABLES)
@@ -258,6 +259,99 @@ def test_packed_rows_score_like_rows_of_their_own(name, per_row):
     got = scorer(name)(pack(batch, per_row)).reshape(R, C, -1)
     valid = batch.candidate_mask
     np.testing.assert_allclose(got[valid], scorer(name)(batch)[valid], rtol=2e-5, atol=2e-5)
+
+
+def different_lengths(*, one_time: bool = True) -> Batch:
+    """Samples of no event, of few and of a full history, with 1 .. C candidates each."""
+    batch = random_batch(full=True, seed=5, one_time=one_time)
+    there = np.arange(S) < np.array([0, 3, 6, 10, 2, 10])[:, None]
+    shown = np.arange(C) < np.array([3, 1, 2, 4, 3, 1])[:, None]
+    return dataclasses.replace(
+        batch,
+        history_sample=np.where(there, 0, -1).astype(np.int32),
+        candidate_sample=np.where(shown, 0, -1).astype(np.int32),
+        weights=np.where(shown[..., None], batch.weights, 0).astype(np.float32),
+        impression=np.where(shown, batch.impression, -1),
+    )
+
+
+def jagged(batch: Batch) -> Batch:
+    """Rows of two, one, three and no samples, each with room for four."""
+    found = pack_jagged(batch, history=S + 1, candidates=2 * C, rows=R, samples=4)
+    assert [len(set(row) - {-1}) for row in found.candidate_sample] == [2, 1, 3, 0, 0, 0]
+    # Where a row has fewer samples than G stands a user, whom nobody may read.
+    unused = np.arange(4) > found.candidate_sample.max(axis=1, keepdims=True)
+    stranger = {"user": 8, "segment": 7, "activity": 5.0}
+    user = {k: np.where(unused, stranger[k], x).astype(x.dtype) for k, x in found.user.items()}
+    return dataclasses.replace(found, user=user)
+
+
+def apart(batch: Batch) -> Batch:
+    """Rows of one sample each, as large as those of `jagged`, so that both compile once."""
+
+    def pad(x, slots):
+        fill = -1 if x is batch.history_sample or x is batch.candidate_sample else 0
+        return np.pad(
+            *(x, [(0, 0), (0, slots - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]), constant_values=fill
+        )
+
+    found = part(batch, functools.partial(pad, slots=S + 1), of=("history",))
+    found = part(found, functools.partial(pad, slots=2 * C), of=("candidate",))
+    user = {k: pad(x, 4) for k, x in batch.user.items()}
+    return dataclasses.replace(found, user=user)
+
+
+def by_impression(batch: Batch, x_rck: np.ndarray) -> np.ndarray:
+    valid = batch.impression >= 0
+    return np.asarray(x_rck)[valid][np.argsort(batch.impression[valid])]
+
+
+@EACH
+def test_jagged_rows_score_like_rows_of_their_own(name):
+    batch = different_lengths(one_time=not models.MODELS[name].windows)
+    rows = jagged(batch)
+    want, got = (by_impression(b, scorer(name)(b)) for b in (batch, rows))
+    assert np.isfinite(want).all() and len(want) == 14
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@EACH
+def test_jagged_rows_are_learned_from_like_rows_of_their_own(name):
+    """The same loss and gradients; none of what stands where a row has fewer samples than G."""
+    batch, learn = different_lengths(), learner(name)
+    same_step(learn(jagged(batch)), learn(apart(batch)))
+
+
+def same_step(got, want) -> None:
+    """What `learner` found of two layouts is the same."""
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, got[1], want[1])
+    # Row 0, of missing ids, never learns.
+    jax.tree.map(lambda a, b: close(a[1:], b[1:]), got[2], want[2])
+
+
+def learner(name: str, **changes):
+    """Batch -> (loss, gradients of the parameters, gradients of whole tables)."""
+    model, layout, params, tables = made(name, **changes)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def step(params, tables, batch):
+        ids = embedding.deduplicate(layout, batch, "whole")
+
+        def objective(params, rows):
+            rngs = {"dropout": jax.random.key(0)}
+            logits, aux = evaluate.apply(
+                model, layout, params, rows, ids, batch, train=True, rngs=rngs
+            )
+            given = logits, batch.labels, batch.weights, aux, batch.schema
+            return loss.multi_task(*given, aux_weights=loss.first_weights(aux, {}))[0]
+
+        rows = embedding.gather(tables, ids)
+        total, gradients = jax.value_and_grad(objective, argnums=(0, 1))(params, rows)
+        return total, *gradients
+
+    return lambda batch: step(params, tables, batch.without_impression())
 
 
 @EACH

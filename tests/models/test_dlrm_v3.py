@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankjax import flops
-from rankjax.batch import pack
 from rankjax.layers import sequence, swish_norm
 from rankjax.models import dlrm_v3
+from rankjax.packing import pack
 from tests import builders, finite_differences
 from tests.references import dlrm_v3 as reference
 

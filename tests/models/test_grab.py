@@ -12,9 +12,10 @@ import pytest
 from hypothesis import strategies as st
 
 from rankjax import flops, papers
-from rankjax.batch import Features, pack
+from rankjax.batch import Features
 from rankjax.layers import sequence
 from rankjax.models import grab
+from rankjax.packing import pack
 from tests import builders
 from tests.references import grab as reference
 

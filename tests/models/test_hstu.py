@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rankjax import flops
-from rankjax.batch import pack
 from rankjax.models import hstu
+from rankjax.packing import pack
 from tests import builders, finite_differences
 from tests.references import hstu as reference
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rankjax import batch as batches
 from rankjax import flops, loss
-from rankjax.batch import pack
 from rankjax.models import mtgr
+from rankjax.packing import pack
 from tests import builders
 from tests.references import mtgr as reference
 

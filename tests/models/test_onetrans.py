@@ -14,9 +14,10 @@ from flax import linen as nn
 from hypothesis import strategies as st
 
 from rankjax import flops
-from rankjax.batch import CANDIDATE, HISTORY, pack
+from rankjax.batch import CANDIDATE, HISTORY
 from rankjax.layers import initializers, inputs, tokenizers
 from rankjax.models import onetrans
+from rankjax.packing import pack
 from tests import builders
 from tests.references import onetrans as reference
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankjax.batch import PAD, Tokens
+from rankjax.batch import CONTEXT, PAD, Tokens
 from rankjax.kernels.hstu_attention import bias as bias_lib
 from rankjax.kernels.hstu_attention import pallas_gpu, pallas_tpu, reference, xla
 from rankjax.kernels.hstu_attention import tiles as tiles_lib
@@ -45,7 +45,8 @@ def hstu_attention(
       q_rnhq: queries [R, N, H, Q], float32 or bfloat16 (float64 where JAX has it enabled).
       k_rmhq, v_rmhv: keys [R, M, H, Q] and values [R, M, H, V], dtype of the queries.
       q_tokens, k_tokens: what the rule and the bias know of the tokens, int32 [R, N] and [R, M].
-        The segments of the tokens of one role ascend along a row, padding apart.
+        The segments of the tokens of one role ascend along a row, padding apart; those of context
+        may start over once.
       rule: who may read whom.
       normalizer: n of eq. 2, the padded maximum in the research code; > 0; a number or [R, N]. A
         constant to the gradient.
@@ -163,15 +164,16 @@ def _check_segments(name: str, tokens: Tokens) -> None:
         return
     segment, role = np.asarray(tokens.segment), np.asarray(tokens.role)
     for kind in set(np.unique(role)) - {PAD}:
-        of_role = np.where(role == kind, segment, np.iinfo(np.int32).min)
-        behind = np.maximum.accumulate(of_role, axis=1) > segment
-        rows, places = np.nonzero(behind & (role == kind))
-        if len(rows):
-            r, n = rows[0], places[0]
-            raise ValueError(
-                f"hstu_attention: {name}.segment of row {r} is {segment[r, n]} at token {n}, "
-                f"behind a larger one of the same role ({kind}); expected ascending segments"
-            )
+        starts_over = kind == CONTEXT  # once: MTGR lays features and events side by side
+        for r in range(len(segment)):
+            (places,) = np.nonzero(role[r] == kind)
+            (falls,) = np.nonzero(np.diff(segment[r, places]) < 0)
+            if len(falls) > starts_over:
+                n = places[falls[-1] + 1]
+                raise ValueError(
+                    f"hstu_attention: {name}.segment of row {r} is {segment[r, n]} at token {n}, "
+                    f"behind a larger one of the same role ({kind}); expected ascending segments"
+                )
 
 
 def _check(
