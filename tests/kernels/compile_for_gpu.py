@@ -4,7 +4,8 @@
     cuda/bin/python tests/kernels/compile_for_gpu.py --widths 128 --length 4096
 
 Prints a JSON line for every program (temporaries, kernels) and one for every kernel of it:
-registers a thread, bytes spilled, products on tensor cores (wgmma, or the older mma.sync).
+registers a thread, bytes spilled, products on tensor cores (wgmma, or the older mma.sync), and
+the instructions of PTX in the loop over full tiles, by thread and pair of that thread.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from rankjax.batch import Tokens  # noqa: E402
 from rankjax.kernels import hstu_attention as kernel  # noqa: E402
+from rankjax.kernels.hstu_attention import tiles  # noqa: E402
 from rankjax.masks import MaskRule  # noqa: E402
 
 FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
@@ -75,7 +77,9 @@ def programs(N: int, Q: int, dtype: Any, bias: bool, tile: Any, R: int = 1, H: i
         before = set(DUMP.glob("*.ptx"))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             program = jax.jit(function).lower((x, x, x), relative, tokens, *more).compile()
-        needs = [k for path in sorted(set(DUMP.glob("*.ptx")) - before) for k in kernels(path)]
+        files = sorted(set(DUMP.glob("*.ptx")) - before)
+        own = tiles.Tiles.same(tile) if tile else tiles.best("pallas_gpu", Q, "NVIDIA H200")
+        needs = [k for path in files for k in kernels(path, own)]
         yield {
             **{"direction": direction, "N": N, "Q": Q, "dtype": jnp.dtype(dtype).name},
             **{"bias": bias, "temporaries": program.memory_analysis().temp_size_in_bytes},
@@ -83,7 +87,7 @@ def programs(N: int, Q: int, dtype: Any, bias: bool, tile: Any, R: int = 1, H: i
         }
 
 
-def kernels(path: pathlib.Path) -> list[dict[str, Any]]:
+def kernels(path: pathlib.Path, own: tiles.Tiles) -> list[dict[str, Any]]:
     """What ptxas says of the HSTU kernel in a file of PTX, if it holds one."""
     text = path.read_text()
     if not (name := re.search(r"\.entry (hstu_\w+)", text)):
@@ -91,16 +95,29 @@ def kernels(path: pathlib.Path) -> list[dict[str, Any]]:
     target = re.search(r"\.target (\w+)", text).group(1)
     command = ["ptxas", "-v", f"-arch={target}", str(path), "-o", os.devnull]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    threads = int(re.search(r"\.(?:req|max)ntid (\d+)", text).group(1))
+    tile = getattr(own, name.group(1).removeprefix("hstu_"))
     return [
         {
-            "kernel": name.group(1),
-            "threads": int(re.search(r"\.(?:req|max)ntid (\d+)", text).group(1)),
+            **{"kernel": name.group(1), "tile": tile[:2], "threads": threads},
+            "instructions_a_pair": round(_loop(text) * threads / (tile.queries * tile.keys), 1),
             "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
             "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", said).group(1)),
             "wgmma": text.count("wgmma.mma_async"),
             "mma.sync": text.count("mma.sync"),
         }
     ]
+
+
+def _loop(text: str) -> int:
+    """Instructions from the first label that products stand behind to the jump back to it."""
+    lines = [line.strip() for line in text.splitlines()]
+    first = next(i for i, line in enumerate(lines) if "mma" in line and "fence" not in line)
+    start = max(i for i, line in enumerate(lines[:first]) if line.startswith("$L__BB"))
+    label = lines[start].rstrip(":")
+    end = max(i for i, line in enumerate(lines) if "bra" in line and label in line)
+    body = [line for line in lines[start:end] if line.endswith(";")]
+    return sum(not line.startswith((".", "//")) for line in body)
 
 
 if __name__ == "__main__":
