@@ -1,14 +1,20 @@
 """The one public function of this folder."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from rankjax.batch import Tokens
-from rankjax.kernels.softmax_attention import reference, xla
+from rankjax.kernels.softmax_attention import by_jax_nn, by_splash, by_tokamax, reference, xla
 from rankjax.masks import MaskRule
 
-_FUNCTIONS = {"reference": reference.softmax_attention, "xla": xla.softmax_attention}
-IMPLEMENTATIONS = tuple(_FUNCTIONS)
+_OWN = {"reference": reference.softmax_attention, "xla": xla.softmax_attention}
+_LIBRARIES = {"splash": by_splash, "tokamax": by_tokamax, "jax_nn": by_jax_nn}
+IMPLEMENTATIONS = (*_OWN, *_LIBRARIES)
+# Queries x keys of a row. Below, a library's kernel is mostly padding and overhead.
+FEW = 2**16
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float64)
 
 
@@ -34,22 +40,80 @@ def softmax_attention(
       scale: 1 / sqrt(Q) in the papers.
       scores: what is added to q.k, any float dtype, differentiable; [R, H, N, M] or broadcastable
         to it.
-      implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for.
-        "reference" holds [R, H, N, M] arrays; "xla" does so only where they are small.
+      implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for:
+        "splash" on a TPU, "tokamax" on CUDA where it is installed, each where it takes the call,
+        "xla" otherwise. "reference" and "jax_nn" hold [R, H, N, M] arrays (the latter not in
+        cuDNN's kernels), "xla" does so only where they are small. "splash" compiled for another
+        platform is interpreted: right, and slow.
 
     Returns: [R, N, H, V], dtype of v, summed in float32. A row that may read nothing is 0.
     Raises:
       ValueError: shapes or dtypes do not fit together, or the implementation is unknown.
+      NotImplementedError: a forced implementation does not take the call; says why.
+      ImportError: "tokamax" is forced and missing; names the extra.
     """
-    name = "xla" if implementation is None else implementation
-    if name not in _FUNCTIONS:
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"softmax_attention: implementation={name!r}, expected None or one of {IMPLEMENTATIONS}"
+            f"softmax_attention: implementation={implementation!r}, expected None or one of "
+            f"{IMPLEMENTATIONS}"
         )
     _check(q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, scores)
-    return _FUNCTIONS[name](
-        *(q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, rule), scale=float(scale), scores_rhnm=scores
-    )
+    args = (q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, scores)
+    static = {"rule": rule, "scale": float(scale)}
+    if implementation in _OWN:
+        return _bound(_OWN[implementation], **static)(*args)
+    if implementation is None:
+        branches = _best(*args[:3], scores)
+    else:
+        library = _LIBRARIES[implementation]
+        if why := library.unsuited(*args[:3], scores):
+            raise NotImplementedError(
+                f"softmax_attention: implementation={implementation!r} {why}; use 'xla'"
+            )
+        branches = _forced(implementation)
+    branches = {platform: _bound(f, **static) for platform, f in branches.items()}
+    # The platform compiled for, not the one we run on: a plan for a pod is made on a CPU.
+    return jax.lax.platform_dependent(*args, **branches)
+
+
+def _bound(function: Callable[..., jax.Array], **static) -> Callable[..., jax.Array]:
+    """`function` of the arrays alone, in an order in which each may be an operand."""
+
+    def of_arrays(*args) -> jax.Array:
+        *arrays_and_tokens, scores_rhnm = args
+        return function(*arrays_and_tokens, scores_rhnm=scores_rhnm, **static)
+
+    return of_arrays
+
+
+def _best(
+    q_rnhq: jax.Array, k_rmhq: jax.Array, v_rmhv: jax.Array, scores: jax.Array | None
+) -> dict[str, Callable[..., jax.Array]]:
+    """What to run on each platform, with "default" for the others."""
+    found = {"default": xla.softmax_attention}
+    if q_rnhq.shape[1] * k_rmhq.shape[1] < FEW:
+        return found
+    if by_splash.unsuited(q_rnhq, k_rmhq, v_rmhv, scores) is None:
+        found["tpu"] = by_splash.softmax_attention
+    if by_tokamax.unsuited(q_rnhq, k_rmhq, v_rmhv, scores) is None:
+        try:
+            by_tokamax.library()
+        except ImportError:  # optional
+            return found
+        found["cuda"] = functools.partial(by_tokamax.softmax_attention, kernel="triton")
+    return found
+
+
+def _forced(implementation: str) -> dict[str, Callable[..., jax.Array]]:
+    """The same of one library, whatever the platform."""
+    function = _LIBRARIES[implementation].softmax_attention
+    if implementation == "splash":
+        return {"tpu": function, "default": functools.partial(function, interpret=True)}
+    if implementation == "tokamax":
+        by_tokamax.library()
+        kernels = {"cuda": "triton", "default": "xla"}
+        return {p: functools.partial(function, kernel=name) for p, name in kernels.items()}
+    return {"default": function}
 
 
 def _check(

@@ -1,7 +1,9 @@
 """Softmax attention in plain XLA: the fallback on every platform.
 
-Small problems go in one piece. Above `PAIRS` (rows x heads x queries x keys) a scan over blocks of
-queries holds one [block, M] strip at a time, forward and (by rematerialisation) backward.
+Without scores a CPU goes by tiles (xla_tiles.py), which skips what nobody reads. Otherwise small
+problems go in one piece, and above `PAIRS` (rows x heads x queries x keys) a scan over blocks of
+queries holds one [block, M] strip at a time, forward and (by rematerialisation) backward: few steps
+over all rows, where an accelerator would wait for the many small ones of the tiles.
 """
 
 import functools
@@ -10,14 +12,41 @@ import jax
 import jax.numpy as jnp
 
 from rankjax.batch import PAD, Tokens
+from rankjax.kernels.softmax_attention import xla_tiles
 from rankjax.masks import MaskRule
 
 PAIRS = 2**24  # 64 MiB of float32 scores
+FEW = 2**20  # a CPU's one piece without scores: 4 MiB; tiles are no faster
 BLOCK = 128  # queries of one step of the scan
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "scale", "pairs", "block"))
+@functools.partial(jax.jit, static_argnames=("rule", "scale"))
 def softmax_attention(
+    q_rnhq: jax.Array,
+    k_rmhq: jax.Array,
+    v_rmhv: jax.Array,
+    q_tokens: Tokens,
+    k_tokens: Tokens,
+    rule: MaskRule,
+    scale: float,
+    scores_rhnm: jax.Array | None,
+) -> jax.Array:
+    """As `api.softmax_attention`. Products of bfloat16 inputs are summed in float32."""
+    by_strips = functools.partial(strips, rule=rule, scale=scale)
+    args = (q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens)
+    R, N, H, _ = q_rnhq.shape
+    if scores_rhnm is not None or R * H * N * k_rmhq.shape[1] <= FEW:
+        return by_strips(*args, scores_rhnm=scores_rhnm)
+
+    def by_tiles(q: jax.Array, k: jax.Array, v: jax.Array, *tokens: Tokens) -> jax.Array:
+        return xla_tiles.softmax_attention((q, k, v), tokens, rule, scale, xla_tiles.TILE)
+
+    return jax.lax.platform_dependent(
+        *args, cpu=by_tiles, default=functools.partial(by_strips, scores_rhnm=None)
+    )
+
+
+def strips(
     q_rnhq: jax.Array,
     k_rmhq: jax.Array,
     v_rmhv: jax.Array,
@@ -29,7 +58,7 @@ def softmax_attention(
     pairs: int = PAIRS,
     block: int = BLOCK,
 ) -> jax.Array:
-    """As `api.softmax_attention`. Products of bfloat16 inputs are summed in float32."""
+    """The same in one piece up to `pairs`, in strips of `block` queries above."""
     R, N, H, _ = q_rnhq.shape
     M = k_rmhq.shape[1]
     strip = functools.partial(_strip, k_rmhq, v_rmhv, k_tokens, rule=rule, scale=scale)
