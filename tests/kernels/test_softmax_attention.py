@@ -19,6 +19,7 @@ import pytest
 from rankjax import masks
 from rankjax.batch import CANDIDATE, CONTEXT, GLOBAL, HISTORY, PAD, Tokens
 from rankjax.kernels import softmax_attention as kernel
+from rankjax.kernels import tile_loop
 from rankjax.kernels.softmax_attention import api, by_splash, by_tokamax, xla, xla_tiles
 from rankjax.kernels.softmax_attention import mask as mask_lib
 from tests.references import softmax_attention as reference
@@ -189,7 +190,7 @@ def test_xla_holds_strips_or_tiles_only(scored, monkeypatch):
 def test_tiles_that_nobody_reads_are_skipped(monkeypatch):
     """NaN there would spoil any sum it came near to."""
     (q, k, v), queries, keys = large(dtype=jnp.float32)
-    monkeypatch.setattr(xla_tiles, "STEP", 1)  # each row by itself
+    monkeypatch.setattr(tile_loop, "STEP", 1)  # each row by itself
     # Of row 1, of padding, and of row 0 before the queries' windows, nothing is read.
     rule = masks.MaskRule(window=300)
     read = rule.possible(masks.ranges(queries, 50), masks.ranges(keys, 50)).any(axis=1)
