@@ -27,12 +27,15 @@ from torch.utils import data
 
 def timed(run: Callable[[], object], warmup: int, repeats: int) -> list[float]:
     """Seconds of each of `repeats` calls, after `warmup` calls that are not counted."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(warmup):
         run()
+    wait()
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         run()
+        wait()
         seconds.append(time.perf_counter() - began)
     return seconds
 
@@ -203,10 +206,12 @@ def blocks(item: dict) -> dict:
 def layer(item: dict) -> dict:
     """One block on rankjax's own parameters and inputs, one pass a call; compared before timed.
 
-    item: "file", "function", "options" and "compiled" as `torch_layers.Saved`, and "part":
+    item: "file", "function", "options", "compiled" and, if any, "dtype" as `torch_layers.Saved`;
+    "part":
     "forward" (without a graph for gradients) or "forward_backward". Also: "max_deviation".
     """
-    saved = torch_layers.Saved(item["file"], item["function"], item["options"], item["compiled"])
+    fields = ("file", "function", "options", "compiled", "dtype")
+    saved = torch_layers.Saved(**{name: item[name] for name in fields if name in item})
     deviation = torch_layers.check(item["name"], saved)
     run = {"forward": saved.forward, "forward_backward": saved.forward_backward}[item["part"]]
     seconds = timed(run, item["warmup"], item["repeats"])

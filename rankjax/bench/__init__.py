@@ -1,4 +1,4 @@
-"""Throughput of the loader, the embedding step, the training step and the blocks; JSON out.
+"""Throughput of the loader, the embedding step, the training step, blocks and kernels; JSON out.
 
 rounds    interleaved measuring, and the PyTorch peers beside it
 loading   the loader alone
@@ -6,6 +6,8 @@ tables    the embedding step, as the table grows
 steps     the training step, whole and in parts
 blocks    every architecture's block beside plain PyTorch, pruning, ways to write per-token layers
 block_cases, block_inputs  the blocks, with all that goes into them
+kernels   attention by every implementation, jagged rows; attention_cases, attention_peers
+tuning    which tiles a kind of device likes best
 commands  `rankjax bench ...`
 """
 

@@ -1,4 +1,4 @@
-"""`rankjax bench loader | embedding | world | step | models | all`: measure, print, write JSON."""
+"""`rankjax bench NAME`: measure, print, write JSON; the names stand in COMMANDS."""
 
 import dataclasses
 import json as json_text
@@ -10,9 +10,10 @@ import rich.table
 import rich.text
 import tyro
 
-from rankjax.bench import block_inputs, blocks, loading, rounds, steps, tables
+from rankjax.bench import block_inputs, blocks, kernels, loading, rounds, steps, tables, tuning
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
+from rankjax.kernels.hstu_attention import tiles
 from rankjax.scaling import presets
 
 Config = Annotated[rounds.Rounds, tyro.conf.arg(name="")]  # --rounds, not --config.rounds
@@ -145,6 +146,63 @@ def measure_models(
     return _finish(found, out, json)
 
 
+def measure_kernels(
+    lengths: tuple[int, ...] = (),
+    width: int = 128,
+    heads: int = 4,
+    tokens: int | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    log: pathlib.Path | None = None,
+    users: int = 128,
+    history: int = 1024,
+    tune: bool = False,
+    tiles_out: pathlib.Path = tiles.FILE,
+    compiled: bool = False,
+    config: Config = rounds.Rounds(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """HSTU attention by every implementation, its peers, and what jagged rows save.
+
+    Ctrl-C keeps what has been measured.
+
+    Args:
+      lengths: N; by default 256 to 4096, on an accelerator to 16384.
+      width: d_qk = d_v of a head.
+      heads: H.
+      tokens: of a call, about; by default 4096, on an accelerator 65536.
+      dtype: by default float32, on an accelerator bfloat16.
+      log: a prepared log, whose users' histories are packed; by default the small synthetic world.
+      users: of the log, so many samples, drawn from its training span.
+      history: S, the newest events of a sample.
+      tune: find the best tiles of this kind of device instead, and write them to `tiles_out`.
+      tiles_out: table of tiles.
+      compiled: the PyTorch peer passes torch.compile, which needs a C++ compiler.
+      config: rounds, repeats, and whether a plain PyTorch version runs beside.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    small = kernels.platform() == "cpu"
+    sizes = {"tokens": tokens or (4096 if small else 65536)}
+    sizes["dtype"] = dtype or ("float32" if small else "bfloat16")
+    found: dict[str, Any] = {}
+    try:
+        if tune:
+            chosen = lengths or ((512, 2048) if small else (1024, 4096))
+            tuning.run(config, lengths=chosen, out=tiles_out, **sizes, found=found)
+        else:
+            chosen = lengths or tuple(2**n for n in range(8, 13 if small else 15))
+            shape = {"width": width, "heads": heads}
+            kernels.run(config, lengths=chosen, compiled=compiled, **shape, **sizes, found=found)
+            histories = loading.history_lengths(_open(log), users, history)
+            shape["dtype"] = sizes["dtype"]
+            found["packing"] = kernels.jagged({"log": histories}, config, **shape)
+    except KeyboardInterrupt:
+        _finish({"kernels": found, "interrupted": True}, out, json)
+        raise
+    return _finish({"kernels": found}, out, json)
+
+
 def measure_all(
     log: pathlib.Path | None = None,
     history: int = 50,
@@ -229,5 +287,6 @@ COMMANDS = {
     "world": measure_world,
     "step": measure_step,
     "models": measure_models,
+    "kernels": measure_kernels,
     "all": measure_all,
 }

@@ -109,6 +109,23 @@ def _loader_peers(
     ]
 
 
+def history_lengths(log: event_log.EventLog, users: int, history: int) -> np.ndarray:
+    """int64 [users]: events of so many samples, drawn from the training span; none is empty.
+
+    Raises ValueError for a log with fewer samples that have a history.
+    """
+    shape = samples.SampleConfig(organisation="request", history=history)
+    chosen = samples.build(log, shape, "train")
+    lengths = np.minimum(chosen.reference - chosen.event_start, history)
+    lengths = lengths[lengths > 0]
+    if len(lengths) < users:
+        raise ValueError(
+            f"bench kernels: found {len(lengths)} samples with a history in {log.folder}, expected "
+            f"at least {users}"
+        )
+    return np.random.default_rng(0).choice(lengths, users, replace=False).astype(np.int64)
+
+
 def world(config: rounds.Rounds, impressions: int) -> dict[str, Any]:
     """Impressions per second of `synthetic.prepare`, written to disk, a worker a core."""
     made, speeds = synthetic.at_least(impressions), []
