@@ -1,12 +1,14 @@
-"""What attention in plain XLA shares: arrays cut into blocks, and a loop over tiles with work.
+"""What attention in plain XLA shares: a loop over the tiles with any work.
 
 A tile is one block of queries, one block of keys, and as many rows as make a step worth its while.
+Tiles are read from the arrays where they lie, and added to sums where those lie: beside the inputs
+and the results there is nothing but one tile's scores.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,19 @@ Arrays = tuple[jax.Array, jax.Array, jax.Array]
 STEP = 2**19  # scores of one step of the loop; short rows share a step
 
 
+class Place(NamedTuple):
+    """Of a tile: its first row, its first query, its first key."""
+
+    row: jax.Array
+    query: jax.Array
+    key: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """q, k and v in blocks, their tokens, and the list of tiles with any work.
+    """q, k and v, padded to whole tiles, their tokens, and the list of tiles with any work.
 
-    q, k, v: [row groups * blocks, g, H, block, width]; tokens [row groups * blocks, g, block].
+    q [R', N', H, Q], k [R', M', H, Q], v [R', M', H, V]; tokens [R', N'] and [R', M'].
     order: int32, tiles numbered ((row group * n) + query block) * m + key block, those with work
       first; count: how many have.
     """
@@ -34,9 +44,8 @@ class Work:
     tokens: tuple[Tokens, Tokens]
     order: jax.Array
     count: jax.Array
-    sizes: tuple[int, int, int]  # g, queries, keys of a tile
+    sizes: tuple[int, int, int]  # rows, queries, keys of a tile
     numbers: tuple[int, int]  # n, m
-    lengths: tuple[int, int, int]  # R, N, M
     wide: jnp.dtype  # of sums
 
     @classmethod
@@ -47,69 +56,70 @@ class Work:
         (R, N, H, _), M = arrays[0].shape, arrays[1].shape[1]
         q_block, k_block = (min(b, length) for b, length in zip(tile, (N, M)))
         g = max(1, min(R, STEP // (H * q_block * k_block)))
-        cut = functools.partial(_cut, group=g)
+        pad = functools.partial(_pad, rows=g)
         padded = tuple(
-            jax.tree.map(lambda x, b=b: blocks.padded(blocks.padded(x, b), g, axis=0), t)
-            for t, b in zip(tokens, (q_block, k_block))
+            jax.tree.map(lambda x, b=b: pad(x, b), t) for t, b in zip(tokens, (q_block, k_block))
         )
         active_rnm = blocks.active(rule, *padded, q_block, k_block)
         together = blocks.cut(active_rnm, g, axis=0).any(axis=1).reshape(-1)
         return cls(
-            **{"q": cut(arrays[0], q_block), "k": cut(arrays[1], k_block)},
-            v=cut(arrays[2], k_block),
-            tokens=tuple(
-                jax.tree.map(lambda x, b=b: cut(x, b), t)
-                for t, b in zip(padded, (q_block, k_block))
-            ),
+            **{"q": pad(arrays[0], q_block), "k": pad(arrays[1], k_block)},
+            **{"v": pad(arrays[2], k_block), "tokens": padded},
             order=jnp.argsort(~together, stable=True).astype(jnp.int32),
             count=jnp.sum(together, dtype=jnp.int32),
             **{"sizes": (g, q_block, k_block), "numbers": active_rnm.shape[1:]},
-            **{"lengths": (R, N, M), "wide": jnp.promote_types(arrays[0].dtype, jnp.float32)},
+            wide=jnp.promote_types(arrays[0].dtype, jnp.float32),
         )
 
-    def loop(self, step: Callable[[jax.Array, jax.Array, Any], Any], sums: Any) -> Any:
-        """step(query block, key block, sums) -> sums, over the tiles with work, in their order."""
-        n, m = self.numbers
+    def loop(self, step: Callable[[Place, Any], Any], sums: Any) -> Any:
+        """step(place, sums) -> sums, over the tiles with work, in their order."""
+        (g, q_block, k_block), (n, m) = self.sizes, self.numbers
 
         def one(w: jax.Array, sums: Any) -> Any:
             tile = self.order[w]
-            return step(tile // m, tile // (n * m) * m + tile % m, sums)
+            block = tile // m
+            place = Place(block // n * g, block % n * q_block, tile % m * k_block)
+            return step(place, sums)
 
         return jax.lax.fori_loop(0, self.count, one, sums)
 
-    def pair(self, query: jax.Array, key: jax.Array) -> tuple[Tokens, Tokens]:
+    def pair(self, place: Place) -> tuple[Tokens, Tokens]:
         """The tokens of a tile, [g, queries] and [g, keys]."""
-        places = zip((query, key), self.tokens)
-        return tuple(jax.tree.map(lambda x, i=i: at(x, i), t) for i, t in places)
+        of = (self.queries, self.keys)
+        return tuple(
+            jax.tree.map(lambda x, at=at: at(x, place), t) for at, t in zip(of, self.tokens)
+        )
 
-    def queries(self, x: jax.Array) -> jax.Array:
-        """Cuts an array [R, N, H, width] as q is cut."""
-        return _cut(x, self.sizes[1], group=self.sizes[0])
+    def queries(self, x: jax.Array, place: Place) -> jax.Array:
+        """[g, queries, ...] of an array that runs along the queries."""
+        return self._at(x, place.row, place.query, self.sizes[1])
+
+    def keys(self, x: jax.Array, place: Place) -> jax.Array:
+        return self._at(x, place.row, place.key, self.sizes[2])
+
+    def _at(self, x: jax.Array, row: jax.Array, start: jax.Array, block: int) -> jax.Array:
+        size = (self.sizes[0], block, *x.shape[2:])
+        return jax.lax.dynamic_slice(x, (row, start) + (0,) * (x.ndim - 2), size)
+
+    def put_queries(self, x: jax.Array, place: Place, new: jax.Array) -> jax.Array:
+        """x with [g, queries, ...] replaced."""
+        start = (place.row, place.query) + (0,) * (x.ndim - 2)
+        return jax.lax.dynamic_update_slice(x, new, start)
+
+    def add_queries(self, x: jax.Array, place: Place, more: jax.Array) -> jax.Array:
+        return self.put_queries(x, place, self.queries(x, place) + more)
+
+    def add_keys(self, x: jax.Array, place: Place, more: jax.Array) -> jax.Array:
+        start = (place.row, place.key) + (0,) * (x.ndim - 2)
+        return jax.lax.dynamic_update_slice(x, self.keys(x, place) + more, start)
+
+    def like_q(self, x: jax.Array) -> jax.Array:
+        """[R, N, ...], padded as q is."""
+        return _pad(x, self.sizes[1], rows=self.sizes[0])
 
     def dot(self, equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum(equation, x, y, preferred_element_type=self.wide)
 
-    def whole(self, x: jax.Array, side: str) -> jax.Array:
-        """Puts together what was cut as q (side "q") or as k and v ("k"): [R, length, H, width]."""
-        _, g, H, block, width = x.shape
-        R, length = self.lengths[0], self.lengths[1 if side == "q" else 2]
-        x = x.reshape(-(-R // g), -(-length // block), g, H, block, width)
-        x = x.transpose(0, 2, 1, 4, 3, 5).reshape(-(-R // g) * g, -1, H, width)
-        return x[:R, :length]
 
-
-def at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x[index]."""
-    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-
-
-def put(x: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
-    """x with x[index] = new."""
-    return jax.lax.dynamic_update_index_in_dim(x, new, index, 0)
-
-
-def _cut(x: jax.Array, block: int, group: int) -> jax.Array:
-    """[R, N, ...] -> [row groups * blocks, group, ..., block, width], ... the heads if any."""
-    x = blocks.cut(blocks.cut(x, block, axis=1), group, axis=0).swapaxes(1, 2)
-    x = x.swapaxes(3, 4) if x.ndim == 6 else x
-    return x.reshape(-1, *x.shape[2:])
+def _pad(x: jax.Array, block: int, rows: int) -> jax.Array:
+    return blocks.padded(blocks.padded(x, block), rows, axis=0)

@@ -1,4 +1,4 @@
-"""The loop over tiles with work: what is cut comes back, and every pair is met once."""
+"""The loop over tiles with work: every allowed pair is met once, and sums lie as arrays do."""
 
 import dataclasses
 
@@ -15,22 +15,13 @@ R, N, M, H = 3, 7, 10, 2
 
 def work(tile=(3, 4), rule=None):
     rng = np.random.default_rng(0)
-    arrays = tuple(
-        jnp.asarray(rng.normal(size=s), jnp.float32)
-        for s in ((R, N, H, 5), (R, M, H, 5), (R, M, H, 6))
-    )
+    sizes = (R, N, H, 5), (R, M, H, 5), (R, M, H, 6)
+    arrays = tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in sizes)
     zero = Tokens(**{f.name: jnp.zeros((R, M), jnp.int32) for f in dataclasses.fields(Tokens)})
     place = jnp.broadcast_to(jnp.arange(M, dtype=jnp.int32), (R, M))
     k = dataclasses.replace(zero, role=zero.role + HISTORY, position=place)
     q = jax.tree.map(lambda x: x[:, M - N :], k)
     return arrays, (q, k), tile_loop.Work.of(arrays, (q, k), rule or masks.MaskRule(), tile)
-
-
-def test_what_is_cut_comes_back():
-    arrays, _, found = work()
-    for x, cut, side in zip(arrays, (found.q, found.k, found.v), "qkk"):
-        np.testing.assert_array_equal(found.whole(cut, side), x)
-    np.testing.assert_array_equal(found.queries(arrays[0]), found.q)
 
 
 def test_the_loop_meets_every_allowed_pair_once(monkeypatch):
@@ -39,14 +30,27 @@ def test_the_loop_meets_every_allowed_pair_once(monkeypatch):
         _, tokens, found = work()
         assert found.sizes[0] == (1 if step == 1 else R)
 
-        def count(query, key, total, found=found):
-            met = masks.MaskRule().allow(*found.pair(query, key)).sum(axis=2)[:, None, :, None]
-            return tile_loop.put(total, query, tile_loop.at(total, query) + met)
+        def count(place, sums, found=found):
+            allow = masks.MaskRule().allow(*found.pair(place)).astype(jnp.int32)
+            reads, read = sums
+            reads = found.add_queries(reads, place, allow.sum(axis=2))
+            return reads, found.add_keys(read, place, allow.sum(axis=1))
 
-        zeros = jnp.zeros((found.q.shape[0], found.sizes[0], 1, found.sizes[1], 1), jnp.int32)
-        met_rn = found.whole(found.loop(count, zeros), "q")[..., 0, 0]
-        want = masks.MaskRule().allow(*tokens).sum(axis=2)
-        np.testing.assert_array_equal(met_rn, want)
+        zeros = tuple(jnp.zeros(x.shape[:2], jnp.int32) for x in (found.q, found.k))
+        reads_rn, read_rm = found.loop(count, zeros)
+        want = masks.MaskRule().allow(*tokens)
+        np.testing.assert_array_equal(reads_rn[:R, :N], want.sum(axis=2))
+        np.testing.assert_array_equal(read_rm[:R, :M], want.sum(axis=1))
+
+
+def test_tiles_are_parts_of_the_arrays():
+    arrays, _, found = work()
+    place = tile_loop.Place(row=0, query=3, key=8)
+    np.testing.assert_array_equal(found.queries(found.q, place), arrays[0][:, 3:6])
+    keys = found.keys(found.k, place)  # two of them are there, two are padding
+    np.testing.assert_array_equal(keys[:, :2], arrays[1][:, 8:])
+    np.testing.assert_array_equal(keys[:, 2:], 0)
+    np.testing.assert_array_equal(found.like_q(arrays[0]), found.q)
 
 
 def test_the_loop_leaves_out_tiles_without_work():

@@ -54,15 +54,15 @@ def forward(
     """As `whole`, tile by tile."""
     work = tile_loop.Work.of(arrays, tokens, rule, tiles.forward[:2])
 
-    def step(query: jax.Array, key: jax.Array, out: jax.Array) -> jax.Array:
-        scores, allow = _scores(work, bias, rule, scale, query, key)
-        v = tile_loop.at(work.v, key)
+    def step(place: tile_loop.Place, out: jax.Array) -> jax.Array:
+        scores, allow = _scores(work, bias, rule, scale, place)
+        v = work.keys(work.v, place)
         weights = jnp.where(allow, jax.nn.silu(scores), 0).astype(v.dtype)
-        return _add(out, query, work.dot("ghnm,ghmv->ghnv", weights, v))
+        return work.add_queries(out, place, work.dot("ghnm,gmhv->gnhv", weights, v))
 
-    shape = (*work.q.shape[:-1], work.v.shape[-1])
-    out_rnhv = work.whole(work.loop(step, jnp.zeros(shape, work.wide)), "q")
-    return (out_rnhv * inverse_rn[..., None, None].astype(work.wide)).astype(arrays[2].dtype)
+    (R, N), V = arrays[0].shape[:2], arrays[2].shape[-1]
+    out = work.loop(step, jnp.zeros((*work.q.shape[:-1], V), work.wide))[:R, :N]
+    return (out * inverse_rn[..., None, None].astype(work.wide)).astype(arrays[2].dtype)
 
 
 def backward(
@@ -78,29 +78,30 @@ def backward(
     """Gradients of sum(d * forward) with respect to q, k, v and the tables, in their dtypes."""
     work = tile_loop.Work.of(arrays, tokens, rule, tiles.d_queries[:2])
     d_rnhv = d_rnhv * inverse_rn[..., None, None].astype(work.wide)
-    d_all = work.queries(d_rnhv.astype(arrays[2].dtype))
+    d_all = work.like_q(d_rnhv.astype(arrays[2].dtype))
 
-    def step(query: jax.Array, key: jax.Array, sums: Any) -> Any:
+    def step(place: tile_loop.Place, sums: Any) -> Any:
         (dq, dk, dv), d_bias = sums
-        q, d = tile_loop.at(work.q, query), tile_loop.at(d_all, query)
-        k, v = tile_loop.at(work.k, key), tile_loop.at(work.v, key)
-        scores, allow = _scores(work, bias, rule, scale, query, key)
+        q, d = work.queries(work.q, place), work.queries(d_all, place)
+        k, v = work.keys(work.k, place), work.keys(work.v, place)
+        scores, allow = _scores(work, bias, rule, scale, place)
         gate = jnp.where(allow, jax.nn.sigmoid(scores), 0)
         slope = gate * (1 + scores * (1 - gate))
-        d_scores = work.dot("ghnv,ghmv->ghnm", d, v) * slope
+        d_scores = work.dot("gnhv,gmhv->ghnm", d, v) * slope
         if bias is not None:
-            pair = work.pair(query, key)
-            d_bias = bias_lib.add_gradients(d_bias, d_scores.sum(axis=1), *pair)
+            d_bias = bias_lib.add_gradients(d_bias, d_scores.sum(axis=1), *work.pair(place))
         weights, d_scores = (scores * gate).astype(v.dtype), (scale * d_scores).astype(q.dtype)
-        dq = _add(dq, query, work.dot("ghnm,ghmq->ghnq", d_scores, k))
-        dk = _add(dk, key, work.dot("ghnm,ghnq->ghmq", d_scores, q))
-        dv = _add(dv, key, work.dot("ghnm,ghnv->ghmv", weights, d))
+        dq = work.add_queries(dq, place, work.dot("ghnm,gmhq->gnhq", d_scores, k))
+        dk = work.add_keys(dk, place, work.dot("ghnm,gnhq->gmhq", d_scores, q))
+        dv = work.add_keys(dv, place, work.dot("ghnm,gnhv->gmhv", weights, d))
         return (dq, dk, dv), d_bias
 
     zeros = tuple(jnp.zeros(x.shape, work.wide) for x in (work.q, work.k, work.v))
     sums, d_bias = work.loop(step, (zeros, jax.tree.map(jnp.zeros_like, bias)))
-    gradients = (work.whole(x, side) for x, side in zip(sums, "qkk"))
-    return tuple(x.astype(like.dtype) for x, like in zip(gradients, arrays)), d_bias
+    gradients = tuple(
+        x[: like.shape[0], : like.shape[1]].astype(like.dtype) for x, like in zip(sums, arrays)
+    )
+    return gradients, d_bias
 
 
 def _scores(
@@ -108,17 +109,12 @@ def _scores(
     bias: bias_lib.RelativeBias | None,
     rule: MaskRule,
     scale: float,
-    query: jax.Array,
-    key: jax.Array,
+    place: tile_loop.Place,
 ) -> tuple[jax.Array, jax.Array]:
     """(scale * q.k + bias [g, H, queries, keys], what is allowed, with one H) of a tile."""
-    pair = work.pair(query, key)
-    q, k = tile_loop.at(work.q, query), tile_loop.at(work.k, key)
-    found = scale * work.dot("ghnq,ghmq->ghnm", q, k)
+    pair = work.pair(place)
+    q, k = work.queries(work.q, place), work.keys(work.k, place)
+    found = scale * work.dot("gnhq,gmhq->ghnm", q, k)
     if bias is not None:
         found += bias(*pair)[:, None].astype(work.wide)
     return found, rule.allow(*pair)[:, None]
-
-
-def _add(total: jax.Array, index: jax.Array, x: jax.Array) -> jax.Array:
-    return tile_loop.put(total, index, tile_loop.at(total, index) + x)
