@@ -120,8 +120,10 @@ def silu_attention(
     )
 
 
-def programs(p: Problem, attention: Any) -> dict[str, tuple[jax.stages.Compiled, tuple]]:
-    """{"forward", "forward_backward": (compiled, its arguments)}; attention(p, arrays, bias)."""
+def programs(
+    p: Problem, attention: Any, parts: Sequence[str] = ("forward", "forward_backward")
+) -> dict[str, tuple[jax.stages.Compiled, tuple]]:
+    """{part: (compiled, its arguments)}; attention(p, arrays, bias)."""
 
     def run(tokens: Tokens, arrays: Any, bias: Any) -> jax.Array:
         return attention(dataclasses.replace(p, tokens=tokens), arrays, bias)
@@ -132,4 +134,5 @@ def programs(p: Problem, attention: Any) -> dict[str, tuple[jax.stages.Compiled,
 
     args = (p.tokens, p.arrays, p.bias)
     jobs = {"forward": (run, args), "forward_backward": (backward, (*args, p.d))}
-    return {part: (jax.jit(f).lower(*args).compile(), args) for part, (f, args) in jobs.items()}
+    chosen = {part: jobs[part] for part in parts}
+    return {part: (jax.jit(f).lower(*args).compile(), args) for part, (f, args) in chosen.items()}

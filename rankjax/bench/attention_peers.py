@@ -1,5 +1,6 @@
 """Peers of the attention kernels: cuDNN's causal softmax, and a plain PyTorch HSTU attention."""
 
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from rankjax.bench import attention_cases as cases
 from rankjax.kernels.hstu_attention import bias as bias_lib
 
-FOLDER = pathlib.Path(tempfile.gettempdir()) / "rankjax-bench-kernels"
+FOLDER = pathlib.Path(tempfile.gettempdir()) / f"rankjax-bench-kernels-{os.getpid()}"
 
 
 def cudnn_causal(p: cases.Problem, arrays: Any, bias: None) -> jax.Array:

@@ -213,7 +213,7 @@ def measure_all(
     out: pathlib.Path | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Everything above into one report, and how far the loader is ahead of the small HSTU.
+    """World, loader, embedding and step into one report; the loader ahead of the small HSTU.
 
     Args:
       log: a prepared log; by default the small synthetic world, made in studies/bench/world.

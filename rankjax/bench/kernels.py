@@ -4,6 +4,7 @@ Every implementation is compared with the reference before it is timed. TFLOP/s 
 may be read; the share of the peak is of a matrix product that the same run measures.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -30,6 +31,7 @@ SOFTMAX_OF = {
 NAIVE = 2**27  # most elements of an array of all pairs: 512 MiB in float32, and there are several
 # Largest deviation from the reference, of the largest value; bfloat16 rounds weights to 8 bits.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+UNSUITED = (ImportError, ValueError, RuntimeError)  # cuDNN's "not detected" is a RuntimeError
 CHECKED = 300  # tokens of the row that is compared: no multiple of any block
 
 
@@ -41,37 +43,71 @@ def platform() -> Literal["cpu", "tpu", "gpu"]:
 def check(dtype: str, width: int, heads: int) -> dict[str, float]:
     """{implementation: largest deviation}. Raises RuntimeError where one exceeds TOLERANCE."""
     s = cases.shape("jagged", CHECKED, 2 * CHECKED, True, heads=heads, width=width, dtype=dtype)
+    attention = lambda name, **more: functools.partial(
+        cases.silu_attention, implementation=name, **more
+    )
+    # A tile is named, else so few pairs go in one piece; those in use fit every device.
+    names = OF_PLATFORM[platform()]
+    candidates = {name: attention(name, tile=tiles.best(name, width)) for name in names}
+    return _compare(s, attention("reference"), candidates)
+
+
+def check_softmax(dtype: str, width: int, heads: int) -> dict[str, float]:
+    """The same of the peers; one that does not take the call is left out, and is not timed."""
+    sizes = {"heads": heads, "width": width, "dtype": dtype}
+    found: dict[str, float] = {}
+    for layout in ("jagged", "full"):
+        s = cases.shape(layout, CHECKED, 2 * CHECKED, False, **sizes)
+        reference = functools.partial(_softmax, implementation="reference")
+        got = _compare(s, reference, dict(_softmax_candidates(s)), optional=True)
+        found |= {name: max(x, found.get(name, 0.0)) for name, x in got.items()}
+    return found
+
+
+def _compare(
+    s: cases.Shape,
+    reference: Callable[..., jax.Array],
+    candidates: dict[str, Callable[..., jax.Array]],
+    optional: bool = False,
+) -> dict[str, float]:
+    """{name: largest deviation from the reference in float32, of output and gradients}."""
     p = cases.problem(s)
     exact = [x.astype(jnp.float32) for x in p.arrays]
-    reference = cases.Problem(tuple(exact), p.bias, p.tokens, p.d.astype(jnp.float32))
-    attention = lambda name: functools.partial(cases.silu_attention, implementation=name)
     with jax.default_matmul_precision("highest"):
-        want = _results(reference, attention("reference"))
+        wide = cases.Problem(tuple(exact), p.bias, p.tokens, p.d.astype(jnp.float32))
+        want = _results(wide, reference)
     found = {}
-    for name in OF_PLATFORM[platform()]:
-        got = _results(p, functools.partial(attention(name), tile=(128, 128)))
+    for name, attention in candidates.items():
+        try:
+            got = _results(p, attention)
+        except UNSUITED:
+            if not optional:
+                raise
+            continue  # `one` says why
         found[name] = max(
             float(np.abs(g - w).max() / max(np.abs(w).max(), 1e-9)) for g, w in zip(got, want)
         )
-        if not found[name] <= TOLERANCE[dtype]:  # NaN too
+        if not found[name] <= TOLERANCE[s.dtype]:  # NaN too
             raise RuntimeError(
                 f"bench kernels: {name!r} deviates from the reference by {found[name]:.2e} of the "
-                f"largest value, expected at most {TOLERANCE[dtype]:.0e} in {dtype}"
+                f"largest value, expected at most {TOLERANCE[s.dtype]:.0e} in {s.dtype}"
             )
     return found
 
 
 def _results(p: cases.Problem, attention: Callable[..., jax.Array]) -> list[np.ndarray]:
-    program, args = cases.programs(p, attention)["forward_backward"]
+    program, args = cases.programs(p, attention, PARTS[1:])["forward_backward"]
     return [np.asarray(x, np.float32) for x in jax.tree.leaves(program(*args))]
 
 
 def peak(dtype: str, config: rounds.Rounds) -> dict[str, Any]:
     """TFLOP/s of a large square matrix product, the fastest of all repeats."""
     n = 2048 if platform() == "cpu" else 8192
-    x = jnp.ones((n, n), cases.DTYPES[dtype])
+    # Drawn: where all numbers are alike a GPU needs less power and clocks higher.
+    x = jax.random.normal(jax.random.key(0), (n, n), cases.DTYPES[dtype])
     product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32).astype(x.dtype))
-    seconds, _ = rounds.measure({"peak": rounds.timed(lambda: product(x))}, [], config)
+    alone = dataclasses.replace(config, peers=False)
+    seconds, _ = rounds.measure({"peak": rounds.timed(lambda: product(x))}, [], alone)
     return {"n": n, "dtype": dtype, "tflops": 2 * n**3 / min(seconds["peak"]) / 1e12}
 
 
@@ -101,7 +137,7 @@ def run(
     found = {} if found is None else found
     sizes = {"heads": heads, "width": width, "dtype": dtype}
     found["settings"] = {**sizes, "tokens": tokens, "shortest": f"N / {cases.SHORTEST}"}
-    found["checked"] = check(dtype, width, heads)
+    found["checked"] = check(dtype, width, heads) | check_softmax(dtype, width, heads)
     found["peak"] = peak(dtype, config)
     found["cases"] = {}
     for length in lengths:
@@ -124,7 +160,7 @@ def one(
     for name, attention in _candidates(s):
         try:
             found = cases.programs(p, attention)
-        except (ImportError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as why:
+        except UNSUITED as why:
             skipped[name] = str(why).splitlines()[0][:200]
             continue
         measured[name] = {}
@@ -164,18 +200,21 @@ def _candidates(s: cases.Shape) -> Iterator[tuple[str, Callable[..., jax.Array]]
     names = OF_PLATFORM[platform()] + (("reference",) if s.all_pairs <= NAIVE else ())
     for name in names:
         yield name, functools.partial(cases.silu_attention, implementation=name)
-    if s.bias:
-        return
+    if not s.bias:
+        yield from _softmax_candidates(s)
 
-    def softmax(p: cases.Problem, arrays: Any, bias: None, implementation: str) -> jax.Array:
-        return softmax_attention.softmax_attention(
-            *(*arrays, p.tokens, p.tokens, cases.RULE),
-            **{"scale": s.width**-0.5, "implementation": implementation},
-        )
 
+def _softmax(p: cases.Problem, arrays: Any, bias: None, implementation: str) -> jax.Array:
+    return softmax_attention.softmax_attention(
+        *(*arrays, p.tokens, p.tokens, cases.RULE),
+        **{"scale": arrays[0].shape[-1] ** -0.5, "implementation": implementation},
+    )
+
+
+def _softmax_candidates(s: cases.Shape) -> Iterator[tuple[str, Callable[..., jax.Array]]]:
     for name in SOFTMAX_OF[platform()]:
         if name != "jax_nn" or s.all_pairs <= NAIVE or platform() == "gpu":
-            yield f"softmax/{name}", functools.partial(softmax, implementation=name)
+            yield f"softmax/{name}", functools.partial(_softmax, implementation=name)
     if platform() == "gpu" and all(len(users) == 1 for users in s.lengths):
         yield "softmax/cudnn_causal", peers_lib.cudnn_causal
 
@@ -198,7 +237,7 @@ def jagged(
     out = {}
     for name, lengths in lengths_of.items():
         found, jobs = _layouts(lengths, width, heads, dtype)
-        seconds, _ = rounds.measure(jobs, [], config)
+        seconds, _ = rounds.measure(jobs, [], dataclasses.replace(config, peers=False))
         for layout, own in seconds.items():
             found[layout]["seconds"] = rounds.figure(own)
         over = blocks_bench.ratio(seconds["padded"], seconds["packed"], config.repeats)
@@ -229,6 +268,6 @@ def _layouts(lengths: np.ndarray, width: int, heads: int, dtype: str) -> tuple[d
         share = 1 - int(lengths.sum()) / slots
         found[layout] = {"rows": len(rows), "slots": slots, "padding_share": share}
         found[layout]["tiles"] = int(active.sum())
-        program, args = cases.programs(p, attention)["forward_backward"]
+        program, args = cases.programs(p, attention, PARTS[1:])["forward_backward"]
         jobs[layout] = rounds.timed(functools.partial(program, *args))
     return found, jobs

@@ -77,9 +77,9 @@ class Work:
 
         def one(w: jax.Array, sums: Any) -> Any:
             tile = self.order[w]
-            block = tile // m
-            place = Place(block // n * g, block % n * q_block, tile % m * k_block)
-            return step(place, sums)
+            block, key = jnp.divmod(tile, m)
+            group, query = jnp.divmod(block, n)
+            return step(Place(group * g, query * q_block, key * k_block), sums)
 
         return jax.lax.fori_loop(0, self.count, one, sums)
 
@@ -99,19 +99,18 @@ class Work:
 
     def _at(self, x: jax.Array, row: jax.Array, start: jax.Array, block: int) -> jax.Array:
         size = (self.sizes[0], block, *x.shape[2:])
-        return jax.lax.dynamic_slice(x, (row, start) + (0,) * (x.ndim - 2), size)
+        return jax.lax.dynamic_slice(x, _starts(x, row, start), size)
 
     def put_queries(self, x: jax.Array, place: Place, new: jax.Array) -> jax.Array:
         """x with [g, queries, ...] replaced."""
-        start = (place.row, place.query) + (0,) * (x.ndim - 2)
-        return jax.lax.dynamic_update_slice(x, new, start)
+        return jax.lax.dynamic_update_slice(x, new, _starts(x, place.row, place.query))
 
     def add_queries(self, x: jax.Array, place: Place, more: jax.Array) -> jax.Array:
         return self.put_queries(x, place, self.queries(x, place) + more)
 
     def add_keys(self, x: jax.Array, place: Place, more: jax.Array) -> jax.Array:
-        start = (place.row, place.key) + (0,) * (x.ndim - 2)
-        return jax.lax.dynamic_update_slice(x, self.keys(x, place) + more, start)
+        more = self.keys(x, place) + more
+        return jax.lax.dynamic_update_slice(x, more, _starts(x, place.row, place.key))
 
     def like_q(self, x: jax.Array) -> jax.Array:
         """[R, N, ...], padded as q is."""
@@ -119,6 +118,10 @@ class Work:
 
     def dot(self, equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum(equation, x, y, preferred_element_type=self.wide)
+
+
+def _starts(x: jax.Array, row: jax.Array, start: jax.Array) -> tuple[jax.Array, ...]:
+    return *(jnp.asarray(i, jnp.int32) for i in (row, start)), *[jnp.int32(0)] * (x.ndim - 2)
 
 
 def _pad(x: jax.Array, block: int, rows: int) -> jax.Array:

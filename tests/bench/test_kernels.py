@@ -51,6 +51,18 @@ def test_what_computes_something_else_is_not_timed(monkeypatch):
         kernels.check("float32", 8, 2)
 
 
+def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch):
+    real = kernels._softmax
+
+    def wrong(p, arrays, bias, implementation):
+        out = real(p, arrays, bias, implementation)
+        return out * (1.001 if implementation == "jax_nn" else 1)
+
+    monkeypatch.setattr(kernels, "_softmax", wrong)
+    with pytest.raises(RuntimeError, match=r"'softmax/jax_nn' deviates .* by 1\.0.e-03"):
+        kernels.check_softmax("float32", 8, 2)
+
+
 def test_packing_counts_slots_and_tiles():
     lengths = np.array([300, 20, 30, 250, 40, 9])
     found = kernels.jagged({"ours": lengths}, ONCE, width=8, heads=1)["ours"]

@@ -20,7 +20,7 @@ def test_candidates_fit_their_device():
         for kernel in kernels:
             found = tuning.candidates(implementation, kernel)
             assert len(set(found)) == len(found) > 5
-            assert all(max(t[:2]) <= 2 * min(t[:2]) for t in found)
+            assert all(max(t[:2]) <= 4 * min(t[:2]) for t in found)
     tables = tuning.candidates("pallas_gpu", "d_tables")
     assert {t.stages for t in tables} == {1} and {t.warps for t in tables} == {4, 8}
 
@@ -54,7 +54,9 @@ def test_the_fastest_wins_if_by_more_than_noise(monkeypatch, tmp_path):
     assert report["d_queries"]["after"] == report["d_queries"]["before"]
     table = json.loads(out.read_text())
     kind = jax.devices()[0].device_kind
-    assert list(table["xla"][kind]) == ["8", "16"]
+    default = table["xla"]["default"]
+    assert list(table["xla"][kind]) == ["8", "16", *default]
+    assert all(table["xla"][kind][width] == row for width, row in default.items())
     assert table["xla"][kind]["8"]["forward"] == [32, 64]
     assert table["pallas_gpu"] == tiles.table()["pallas_gpu"]  # other rows stay
 
