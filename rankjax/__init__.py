@@ -4,13 +4,16 @@ Rooms, in the order of reading and of imports: a room imports only rooms that st
 
 schema      what a row means: features, vocabularies, semantic groups, actions, tasks
 batch       Batch, Tokens and Features: the pytrees every model and metric takes
+sharding    the mesh of devices, and which array is split along which axis
 packing     several samples in one row: side by side, or jagged, without padding between
 papers      what a model file says of its paper: sizes, printed figures, open points
 data        logs on disk, samples, the loader, and the sources that write logs
 masks       who may read whom: rules over (segment, role, time, position, group)
 kernels     attention: one public function a folder, several implementations
 distinct    the distinct ids of a batch, on the device
+exchange    rows of tables that are split over devices: fetched from their owners, and sent back
 embedding   tables, lookup, row-sparse updates with row-wise Adagrad
+sharded_embedding  embedding, over a mesh: rows split over all devices, exchanged
 layers      norms, feed-forward, per-token layers, tokenizers, history pooling, task heads
 models      one file per paper
 flops       exact count over the jaxpr
@@ -19,7 +22,8 @@ metrics     NE, log loss, AUC, GAUC, calibration, per-request AUC, MRR, nDCG, th
 optim       the optax chain and its schedules
 evaluate    the scoring function, and the metrics of a scored stream
 checkpoint  Orbax: model, optimizer, tables and (seed, step), in one atomic save
-train       state, step, loop; held-out and progressive ("predict, then train")
+step        state and one step of training: what is jitted, on one device or on a mesh
+train       the loop; held-out and progressive ("predict, then train")
 baseline    gradient-boosted trees on the same features, split and metrics
 scaling     trial, ladder, study, fit, report: what to scale
 catalogue   the named sizes: parameters, FLOPs, masks; docs/fidelity.md

@@ -144,14 +144,18 @@ def count(schema: Schema, config: TableConfig) -> int:
     return sum(t.rows - 1 for t in schema.tables) * per_row
 
 
-def init(key: jax.Array, schema: Schema, config: TableConfig) -> Tables:
+def init(
+    key: jax.Array, schema: Schema, config: TableConfig, layout: Layout | None = None
+) -> Tables:
     """{array: {"embedding": [rows, E], "bias": [rows, K]}} float32; "bias" only if configured.
 
     Normal with std init_std, zeros in row 0; biases are 0. Call it under jit (with output
-    shardings no device ever holds more than its part).
+    shardings no device ever holds more than its part). layout: with rows to spare at an array's
+    end, None = `plan`'s; the rows that both have are alike.
     """
     tables: Tables = {}
-    for index, (name, rows) in enumerate(plan(schema, config).arrays):
+    layout = layout or plan(schema, config)
+    for index, (name, rows) in enumerate(layout.arrays):
         x_ve = jax.random.normal(jax.random.fold_in(key, index), (rows, config.width), jnp.float32)
         missing = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) == 0
         tables[name] = {"embedding": jnp.where(missing, 0.0, config.init_std * x_ve)}
@@ -326,7 +330,7 @@ def update(
     for name, table in tables.items():
         new_tables[name], new_optimizer[name] = {}, {}
         for kind, x_ve in table.items():
-            new_tables[name][kind], new_optimizer[name][kind] = _adagrad(
+            new_tables[name][kind], new_optimizer[name][kind] = adagrad(
                 x_ve,
                 optimizer[name][kind],
                 ids.unique[name],
@@ -337,7 +341,7 @@ def update(
     return new_tables, new_optimizer
 
 
-def _adagrad(
+def adagrad(
     x_ve: jax.Array,
     acc_v: jax.Array,
     unique: jax.Array | None,

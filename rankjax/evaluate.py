@@ -30,14 +30,17 @@ def apply(
     *,
     train: bool = False,
     rngs: dict[str, jax.Array] | None = None,
+    lib: Any = embedding,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Looked-up rows -> (logits [R, C, K] float32, auxiliary terms).
+
+    lib: `embedding`, or a `sharded_embedding.Sharded` on a mesh.
 
     The logits are the model's plus the additive part that is the same for every architecture: the
     sum of per-id scalar biases of the user's and the candidate's features. Auxiliary heads get it
     too. Padding candidates get 0.
     """
-    features, bias_rck = embedding.features(layout, rows, ids, batch)
+    features, bias_rck = lib.features(layout, rows, ids, batch)
     logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
 
     def biased(x_rck: jax.Array, bias_rck: jax.Array) -> jax.Array:
@@ -55,11 +58,16 @@ def apply(
 
 
 def score(
-    model: nn.Module, layout: embedding.Layout, params: Any, tables: Any, batch: Batch
+    model: nn.Module,
+    layout: embedding.Layout,
+    params: Any,
+    tables: Any,
+    batch: Batch,
+    lib: Any = embedding,
 ) -> jax.Array:
     """Batch -> logits [R, C, K] float32, as training computes them but with train=False."""
-    ids = embedding.deduplicate(layout, batch)
-    logits_rck, _ = apply(model, layout, params, embedding.gather(tables, ids), ids, batch)
+    ids = lib.deduplicate(layout, batch)
+    logits_rck, _ = apply(model, layout, params, lib.gather(tables, ids), ids, batch, lib=lib)
     return logits_rck
 
 

@@ -1,7 +1,13 @@
 """What every test file needs: programs that compile fast, and room for them."""
 
 import gc
+import os
 import pathlib
+
+# Eight devices on any machine, for meshes; what asks for none runs on the first.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 import jax
 import pytest

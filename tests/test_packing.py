@@ -217,3 +217,20 @@ def test_padding_share():
     assert packing.padding_share(batch) == pytest.approx(want)
     tight = packing.padding_share(pack_jagged(batch, history=14, candidates=12))
     assert tight["history"] < want["history"]
+
+
+def test_the_best_fit_is_the_row_with_least_room_left():
+    """By hand: 6 and 5 open rows of 10; 4 fills the first, 3 goes where less is left, 2 behind."""
+    ones = np.ones(5, int)
+    row = packing.assign(np.array([6, 5, 4, 3, 2]), ones, history_slots=10, candidate_slots=9)
+    np.testing.assert_array_equal(row, [0, 1, 0, 1, 1])
+    # Candidates count too: of 2 slots a row the third sample finds none, whatever its history.
+    row = packing.assign(np.array([1, 1, 1]), ones[:3], history_slots=10, candidate_slots=2)
+    np.testing.assert_array_equal(row, [0, 0, 1])
+
+
+def test_padding_is_counted_on_either_side():
+    batch = tiny.batch(samples=4, history=5, candidates=3)
+    found = packing.padding_share(batch)
+    assert np.isclose(found["history"], np.mean(batch.history_sample < 0))
+    assert np.isclose(found["candidate"], np.mean(batch.candidate_sample < 0))

@@ -25,6 +25,7 @@ TESTS_WITHOUT_FILE = {
     "test_add_an_architecture.py": "docs/add-an-architecture.md",
     "kernels/test_hstu_tiles.py": "tiles of hstu_attention, apart for their length",
     "kernels/test_hstu_lowering.py": "hstu_attention as TPUs and GPUs compile it",
+    "models/test_sharded.py": "the step of every architecture on a mesh",
     "models/test_all_models.py": "what every architecture must hold, one suite for all of them",
     "models/test_implementations.py": "models by every implementation of their attention",
 }

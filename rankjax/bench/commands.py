@@ -5,6 +5,7 @@ import json as json_text
 import pathlib
 from typing import Annotated, Any, Literal
 
+import jax
 import rich.console
 import rich.table
 import rich.text
@@ -186,17 +187,20 @@ def measure_kernels(
     sizes = {"tokens": tokens or (4096 if small else 65536)}
     sizes["dtype"] = dtype or ("float32" if small else "bfloat16")
     found: dict[str, Any] = {}
+    # Accelerators round float32 in products (to TF32, bfloat16) unless asked not to.
+    exact = "highest" if sizes["dtype"] == "float32" else None
     try:
-        if tune:
-            chosen = lengths or ((512, 2048) if small else (1024, 4096))
-            tuning.run(config, lengths=chosen, out=tiles_out, **sizes, found=found)
-        else:
-            chosen = lengths or tuple(2**n for n in range(8, 13 if small else 15))
-            shape = {"width": width, "heads": heads}
-            kernels.run(config, lengths=chosen, compiled=compiled, **shape, **sizes, found=found)
-            histories = loading.history_lengths(_open(log), users, history)
-            shape["dtype"] = sizes["dtype"]
-            found["packing"] = kernels.jagged({"log": histories}, config, **shape)
+        with jax.default_matmul_precision(exact):
+            if tune:
+                chosen = lengths or ((512, 2048) if small else (1024, 4096))
+                tuning.run(config, lengths=chosen, out=tiles_out, **sizes, found=found)
+            else:
+                chosen = lengths or tuple(2**n for n in range(8, 13 if small else 15))
+                shape = {"width": width, "heads": heads, "dtype": sizes["dtype"]}
+                more = {"tokens": sizes["tokens"], "compiled": compiled, "found": found}
+                kernels.run(config, lengths=chosen, **shape, **more)
+                histories = loading.history_lengths(_open(log), users, history)
+                found["packing"] = kernels.jagged({"log": histories}, config, **shape)
     except KeyboardInterrupt:
         _finish({"kernels": found, "interrupted": True}, out, json)
         raise

@@ -76,6 +76,7 @@ def _compare(
     with jax.default_matmul_precision("highest"):
         wide = cases.Problem(tuple(exact), p.bias, p.tokens, p.d.astype(jnp.float32))
         want = _results(wide, reference)
+    # As it is timed: `run` asks for exact products of float32.
     found = {}
     for name, attention in candidates.items():
         try:

@@ -29,6 +29,9 @@ def test_a_run_reports_every_case_and_implementation():
         assert np.isclose(entry["tflops"], flops * full["pairs"] / seconds / 1e12)
         assert np.isclose(entry["percent_of_peak"], 100 * entry["tflops"] / found["peak"]["tflops"])
         assert entry["xla_seconds_over"] == 1 and entry["temporary_bytes"] > 0
+        other = full["implementations"]["reference"][part]
+        ratio = seconds / other["seconds"]["median"]
+        assert np.isclose(other["xla_seconds_over"], ratio)  # above 1 the other is faster
 
 
 def test_all_pairs_are_left_out_where_they_are_too_many(monkeypatch):
@@ -75,7 +78,8 @@ def test_packing_counts_slots_and_tiles():
     block = tiles.best("xla", 8).forward.queries
     n = -(-lengths // block)
     assert padded["tiles"] == (n * (n + 1) // 2).sum()
-    assert found["padded_seconds_over_packed"] > 0
+    ratio = padded["seconds"]["median"] / packed["seconds"]["median"]
+    assert np.isclose(found["padded_seconds_over_packed"], ratio)
 
 
 def test_history_lengths_are_those_of_samples(tmp_path):

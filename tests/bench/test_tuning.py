@@ -1,6 +1,7 @@
 """tuning: candidates, the choice, and the file that it leaves."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -59,6 +60,34 @@ def test_the_fastest_wins_if_by_more_than_noise(monkeypatch, tmp_path):
     assert all(table["xla"][kind][width] == row for width, row in default.items())
     assert table["xla"][kind]["8"]["forward"] == [32, 64]
     assert table["pallas_gpu"] == tiles.table()["pallas_gpu"]  # other rows stay
+
+
+def test_a_winner_must_win_again(monkeypatch):
+    monkeypatch.setitem(tuning.SIDES, "xla", (32,))
+    parts = []
+    real = tuning.cases.programs
+    spied = lambda p, attention, chosen: parts.append(chosen) or real(p, attention, chosen)
+    monkeypatch.setattr(tuning.cases, "programs", spied)
+    shapes = [tuning.cases.shape("full", 48, 48, True, width=8, heads=1)]
+    best = Tiles.same((64, 64))
+    for second, after in ((0.5, [32, 32]), (0.99, [64, 64])):
+        seconds = iter((0.5, second))
+
+        def measure(jobs, items, config, seconds=seconds):
+            fast = next(seconds)
+            return {t: [fast if t[:2] == (32, 32) else 1.0] for t in jobs}, {}
+
+        monkeypatch.setattr(tuning.rounds, "measure", measure)
+        for kernel in ("forward", "d_queries") if second == 0.99 else ("d_queries",):
+            seconds = iter((0.5, second))
+            monkeypatch.setattr(
+                tuning.rounds, "measure", functools.partial(measure, seconds=seconds)
+            )
+            found = tuning._kernel("xla", kernel, best, shapes, rounds.Rounds(rounds=1))
+            assert found["after"][:2] == after
+            part = "forward" if kernel == "forward" else "forward_backward"
+            assert parts and set(parts) == {(part,)}
+            parts.clear()
 
 
 def test_a_tile_that_does_not_run_is_skipped(monkeypatch):

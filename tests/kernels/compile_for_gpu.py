@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 from rankjax.batch import Tokens  # noqa: E402
 from rankjax.kernels import hstu_attention as kernel  # noqa: E402
 from rankjax.kernels.hstu_attention import tiles  # noqa: E402
+from rankjax.kernels.hstu_attention.pallas_gpu_launch import fitted  # noqa: E402
 from rankjax.masks import MaskRule  # noqa: E402
 
 FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
@@ -73,12 +74,15 @@ def programs(N: int, Q: int, dtype: Any, bias: bool, tile: Any, R: int = 1, H: i
     def backward(arrays: Any, bias: Any, tokens: Tokens, d: jax.Array) -> Any:
         return jax.vjp(lambda a, b: forward(a, b, tokens), arrays, bias)[1](d)
 
+    own = tiles.Tiles.same(tile) if tile else tiles.best("pallas_gpu", Q, "NVIDIA H200")
+    own = tiles.Tiles(
+        **{name: fitted(getattr(own, name), (x, x, x), name) for name in tiles.KERNELS}
+    )
     for direction, function, more in (("forward", forward, ()), ("backward", backward, (x,))):
         before = set(DUMP.glob("*.ptx"))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             program = jax.jit(function).lower((x, x, x), relative, tokens, *more).compile()
         files = sorted(set(DUMP.glob("*.ptx")) - before)
-        own = tiles.Tiles.same(tile) if tile else tiles.best("pallas_gpu", Q, "NVIDIA H200")
         needs = [k for path in files for k in kernels(path, own)]
         yield {
             **{"direction": direction, "N": N, "Q": Q, "dtype": jnp.dtype(dtype).name},
@@ -100,7 +104,7 @@ def kernels(path: pathlib.Path, own: tiles.Tiles) -> list[dict[str, Any]]:
     return [
         {
             **{"kernel": name.group(1), "tile": tile[:2], "threads": threads},
-            "instructions_a_pair": round(_loop(text) * threads / (tile.queries * tile.keys), 1),
+            "instructions_a_pair": _loop(text, threads / (tile.queries * tile.keys)),
             "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
             "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", said).group(1)),
             "wgmma": text.count("wgmma.mma_async"),
@@ -109,15 +113,20 @@ def kernels(path: pathlib.Path, own: tiles.Tiles) -> list[dict[str, Any]]:
     ]
 
 
-def _loop(text: str) -> int:
-    """Instructions from the first label that products stand behind to the jump back to it."""
+def _loop(text: str, share: float) -> float | None:
+    """Instructions from the first label that products stand behind to the jump back to it.
+
+    Times the share of a pair; None without tensor cores.
+    """
     lines = [line.strip() for line in text.splitlines()]
-    first = next(i for i, line in enumerate(lines) if "mma" in line and "fence" not in line)
+    products = (i for i, line in enumerate(lines) if "mma" in line and "fence" not in line)
+    if (first := next(products, None)) is None:
+        return None
     start = max(i for i, line in enumerate(lines[:first]) if line.startswith("$L__BB"))
     label = lines[start].rstrip(":")
     end = max(i for i, line in enumerate(lines) if "bra" in line and label in line)
     body = [line for line in lines[start:end] if line.endswith(";")]
-    return sum(not line.startswith((".", "//")) for line in body)
+    return round(share * sum(not line.startswith((".", "//")) for line in body), 1)
 
 
 if __name__ == "__main__":

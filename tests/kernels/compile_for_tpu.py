@@ -17,8 +17,8 @@ from rankjax.kernels import hstu_attention as kernel
 from rankjax.kernels.hstu_attention import pallas_tpu_grid
 from rankjax.masks import MaskRule
 
-# N, head width, dtype: long; short of a tile, narrow and in float32.
-SHAPES = ((4096, 128, jnp.bfloat16), (1500, 16, jnp.float32))
+# N, head width, dtype: long; short of a tile, narrow and in float32; wide.
+SHAPES = ((4096, 128, jnp.bfloat16), (1500, 16, jnp.float32), (1024, 256, jnp.bfloat16))
 
 
 def compiled(target, N, Q, dtype, R=1, H=4):

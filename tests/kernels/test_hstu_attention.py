@@ -286,6 +286,8 @@ def inner_jaxprs(jaxpr):
         ({"v": jnp.ones((2, 12, 2, 4), jnp.bfloat16)}, "expected one of float32, bfloat16"),
         ({"q": jnp.ones((2, 12))}, "expected four axes"),
         ({"position": jnp.ones(20)}, "an odd number"),
+        ({"time": jnp.ones(129, jnp.bfloat16)}, r"bias.time is bfloat16, expected float32"),
+        ({"position": jnp.ones(21, jnp.int32)}, r"bias.position is int32, expected float32"),
         ({"time": jnp.ones(64)}, r"bias.time has shape \(64,\), expected \(129,\)"),
     ],
 )
@@ -320,6 +322,24 @@ def test_descending_segments_are_refused_where_they_can_be_seen():
     with pytest.raises(ValueError, match=r"q_tokens.segment of row 1 is 0 at token 6, behind a"):
         call(*arrays, *tokens, RULE)
     jax.jit(call, static_argnums=5)(*arrays, *tokens, RULE)  # tracers cannot be looked into
+
+
+def test_tokens_that_are_no_integers_are_refused():
+    data = make(CASES["plain"])
+    k_tokens = as_tokens(data["k_tokens"])
+    k_tokens = dataclasses.replace(k_tokens, time=k_tokens.time.astype(jnp.float32))
+    arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
+    with pytest.raises(ValueError, match=r"k_tokens.time is float32, expected integers"):
+        kernel.hstu_attention(*arrays, as_tokens(data["q_tokens"]), k_tokens, RULE, normalizer=1.0)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_normalizer_is_a_constant(function):
+    data = make(CASES["plain"])
+    arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
+    tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
+    total = lambda n: jnp.sum(FUNCTIONS[function](*arrays, *tokens, RULE, normalizer=n))
+    assert jax.jit(jax.grad(total))(jnp.float32(13.0)) == 0
 
 
 def test_segments_of_context_may_start_over_once():
@@ -395,5 +415,5 @@ def test_a_tile_of_no_tokens_is_refused(tile):
     data = make(CASES["plain"])
     tokens = as_tokens(data["q_tokens"]), as_tokens(data["k_tokens"])
     arrays = [jnp.asarray(data[x], jnp.float32) for x in "qkv"]
-    with pytest.raises(ValueError, match="expected \\(queries, keys\\), both >= 1"):
+    with pytest.raises(ValueError, match=r"expected \(queries, keys\) or .* all >= 1"):
         kernel.hstu_attention(*arrays, *tokens, RULE, normalizer=1.0, tile=tile)

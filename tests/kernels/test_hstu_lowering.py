@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from rankjax.batch import Tokens
 from rankjax.kernels import hstu_attention as kernel
+from rankjax.kernels.hstu_attention import tiles
 from rankjax.masks import MaskRule
 from tests.kernels import lower_for_gpu
 
@@ -31,13 +33,13 @@ def backward(arrays, bias, tokens, d):
     return jax.vjp(lambda a, b: forward(a, b, tokens), arrays, bias)[1](d)
 
 
-def shapes(dtype, tables):
+def shapes(dtype, tables, width=Q, v_width=None):
     shape = jax.ShapeDtypeStruct
-    x = shape((R, N, H, Q), dtype)
+    x, v = shape((R, N, H, width), dtype), shape((R, N, H, v_width or width), dtype)
     ids = Tokens(**{field: shape((R, N), jnp.int32) for field in FIELDS})
     of = {"position": shape((2 * N - 1,), jnp.float32), "time": shape((129,), jnp.float32)}
     bias = kernel.RelativeBias(**{name: x if name in tables else None for name, x in of.items()})
-    return (x, x, x), bias if tables else None, ids
+    return (x, x, v), bias if tables else None, ids
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -46,27 +48,59 @@ def test_a_gpu_gets_its_own_kernels(dtype, tables):
     args = shapes(dtype, tables)
     found = lower_for_gpu.launches(lower_for_gpu.lowered(forward, *args))
     assert set(found) == {"hstu_forward"}
-    found = lower_for_gpu.launches(lower_for_gpu.lowered(backward, *args, args[0][0]))
+    found = lower_for_gpu.launches(lower_for_gpu.lowered(backward, *args, args[0][2]))
     wanted = {"hstu_d_queries", "hstu_d_keys"} | ({"hstu_d_tables"} if tables else set())
     assert set(found) == wanted and all(len(calls) == 1 for calls in found.values())
+
+
+@pytest.mark.parametrize(("width", "v_width"), [(16, 32), (128, 128), (256, 64)])
+def test_a_gpu_is_told_the_tiles_of_the_table(width, v_width):
+    args = shapes(jnp.bfloat16, ("position", "time"), width, v_width)
+    best = tiles.best("pallas_gpu", max(width, v_width), "NVIDIA H200")
+    found = lower_for_gpu.launches(lower_for_gpu.lowered(forward, *args))
+    found |= lower_for_gpu.launches(lower_for_gpu.lowered(backward, *args, args[0][2]))
+    for name in tiles.KERNELS:
+        tile = getattr(best, name)
+        ((grid, warps, stages),) = found[f"hstu_{name}"]
+        assert warps == tile.warps and stages <= tile.stages
+        if name == "d_tables":
+            assert stages == 1 and grid == R * N // tile.queries  # fewer than PROGRAMS
+        else:
+            assert grid == R * H * N // (tile.keys if name == "d_keys" else tile.queries)
+
+
+def test_what_the_interpreter_does_not_see():
+    """Threads wait where they read what others wrote; bfloat16 goes by the card's tanh."""
+    code = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        args = shapes(dtype, ("position", "time"))
+        text = lower_for_gpu.lowered(backward, *args, args[0][2])
+        for line in text.splitlines():
+            if lower_for_gpu.TRITON in line:
+                name = re.search(r'name = "(\w+)"', line).group(1)
+                code[name, jnp.dtype(dtype).name] = re.search(r'ir = "([^"]*)"', line).group(1)
+    assert len(code) == 6
+    for (name, dtype), text in code.items():
+        assert ("barrier" in text) == (name == "hstu_d_tables")
+        assert ("tanh.approx" in text) == (dtype == "bfloat16")
+
+
+def test_no_pass_on_a_gpu_holds_a_square_array():
+    args = shapes(jnp.bfloat16, ("position", "time"))
+    for function, more in ((forward, ()), (backward, (args[0][2],))):
+        text = lower_for_gpu.lowered(function, *args, *more)
+        sizes = re.findall(r"tensor<([0-9x]+)x[a-z]", text)
+        assert max(math.prod(map(int, s.split("x"))) for s in sizes) == R * N * H * Q
 
 
 def test_a_gpu_adds_nothing_to_memory_that_others_write():
     """No atomics: sums have one order, and the same input gives the same bits."""
     args = shapes(jnp.bfloat16, ("position", "time"))
-    text = lower_for_gpu.lowered(backward, *args, args[0][0])
+    text = lower_for_gpu.lowered(backward, *args, args[0][2])
     code = re.findall(r'ir = "([^"]*)"', text)
     assert len(code) == 3 and all("dot" in c for c in code)  # names of operations can be read
     assert not any("atomic" in c for c in code)
     assert "stablehlo.scatter" not in text
-
-
-def test_a_forward_pass_on_a_gpu_holds_no_square_array():
-    args = shapes(jnp.bfloat16, ("position", "time"))
-    text = lower_for_gpu.lowered(forward, *args)
-    sizes = re.findall(r"tensor<([0-9x]+)x[a-z]", text)
-    largest = max(eval(s.replace("x", "*")) for s in sizes)
-    assert largest == R * N * H * Q  # q, k, v and the result
 
 
 def test_other_platforms_take_xla():
@@ -97,5 +131,5 @@ def test_the_tpu_kernels_compile_for_real_and_hold_no_square_array(target):
     for found in json.loads(done.stdout.splitlines()[-1]):
         lanes = found["R"] * found["H"] * max(found["Q"], 128)  # narrow heads are padded
         assert found["kernels"] == {"forward": 1, "backward": 2}[found["direction"]]
-        # q, k, v, d, the gradients and their copies with heads first.
+        # Bounded by q, k, v, d, the gradients and their copies with heads first.
         assert found["temporaries"] <= 8 * found["N"] * lanes * found["bytes"]

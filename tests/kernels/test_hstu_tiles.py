@@ -15,7 +15,13 @@ from rankjax import masks
 from rankjax.batch import CANDIDATE, CONTEXT, HISTORY, PAD, Tokens
 from rankjax.kernels import hstu_attention as kernel
 from rankjax.kernels.hstu_attention import bias as bias_lib
-from rankjax.kernels.hstu_attention import pallas_gpu_bias, pallas_gpu_time, pallas_tpu, tiles
+from rankjax.kernels.hstu_attention import (
+    pallas_gpu_bias,
+    pallas_gpu_launch,
+    pallas_gpu_time,
+    pallas_tpu,
+    tiles,
+)
 from tests.kernels import test_hstu_attention as suite
 
 TILED = [name for name in kernel.IMPLEMENTATIONS if name != "reference"]
@@ -29,14 +35,18 @@ WIDE = {
     },
     "no bias": {"N": 140, "P": None, "time": False},
     "position only, window": {"N": 200, "time": False, "rule": masks.MaskRule(window=20)},
+    "context fills blocks": {
+        **{"N": 150, "context": 40, "tile": (16, 16)},
+        "rule": masks.MaskRule(context="full", history="time"),
+    },
     "more queries than keys": {"N": 150, "tile": (64, 16)},
 }
 
 
-def wide_inputs(N, P=300, time=True, heads=2, qk=8, v=5, seed=0, **_):
+def wide_inputs(N, P=300, time=True, heads=2, qk=8, v=5, seed=0, context=4, **_):
     """Two rows of two samples of unequal length: context, history, padding, candidates."""
     rng = np.random.default_rng(seed)
-    R, X, C = 2, 4, 20
+    R, X, C = 2, context, 20
     role = np.full((R, N), HISTORY)
     role[:, :X], role[:, -C:] = CONTEXT, CANDIDATE
     role[0, N // 2 : N // 2 + 9] = PAD
@@ -213,6 +223,46 @@ def test_cells_find_the_buckets_that_a_logarithm_finds():
     )(cells, jnp.asarray(seconds))
     np.testing.assert_array_equal(got, jax.jit(bias_lib.bucket)(q, k)[0])
     assert len(np.unique(got)) > 65
+
+
+def test_nothing_is_rounded_off_before_the_tables_sums():
+    """A product of float32 with a one-hot matrix, in parts of 8 bits: exact to the last of 24."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(32, 64)) * np.exp(rng.normal(size=(32, 64)))).astype(np.float32)
+    one_hot = np.eye(64, dtype=np.float32)[rng.permutation(64)]
+    got = jax.jit(pallas_gpu_bias._exact)(x, jnp.asarray(one_hot, jnp.bfloat16))
+    np.testing.assert_array_equal(got, x @ one_hot)
+
+
+def test_positions_shifted_to_their_places():
+    """Each segment by one number: the largest (place - position) of its history."""
+    fields = {
+        "segment": [[0, 0, 0, 1, 1, 7, 0, 1]],
+        "role": [[HISTORY] * 5 + [CONTEXT] + [CANDIDATE] * 2],
+        "position": [[0, 1, 1, 0, 1, 4, 2, 2]],
+    }
+    none = dict.fromkeys(("time", "group", "bias_time"), np.zeros((1, 8)))
+    t = suite.as_tokens(fields | none)
+    q, k = bias_lib.dense_positions((jax.tree.map(lambda x: x[:, 5:], t), t))
+    # Segment 0 by 1 (its third event), 1 by 3, 7 has no history.
+    np.testing.assert_array_equal(k.position, [[1, 2, 2, 3, 4, 4, 3, 5]])
+    np.testing.assert_array_equal(q.position, [[4, 3, 5]])
+
+
+def test_tiles_fit_the_shared_memory_of_every_card():
+    for width in (16, 64, 128, 256):
+        for dtype in (jnp.bfloat16, jnp.float32):
+            x = jax.ShapeDtypeStruct((1, 5000, 2, width), dtype)
+            best = tiles.best("pallas_gpu", width)
+            for name in tiles.KERNELS:
+                tile = pallas_gpu_launch.fitted(getattr(best, name), (x, x, x), name)
+                stay, passing = tile[1::-1] if name == "d_keys" else tile[:2]
+                stay *= 1 if name == "forward" else 2
+                row = width * jnp.dtype(dtype).itemsize
+                assert row * (stay + 2 * tile.stages * passing) <= 96 * 2**10
+                assert min(tile[:2]) >= 16
+                if dtype == jnp.bfloat16 and width <= 128:
+                    assert tile == getattr(best, name)
 
 
 def test_every_kernel_has_its_own_tile():

@@ -1,10 +1,11 @@
-"""The loop over tiles with work: every allowed pair is met once, and sums lie as arrays do."""
+"""The loop over tiles with work: what is cut comes back, and every allowed pair is met once."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rankjax import masks
 from rankjax.batch import HISTORY, Tokens
@@ -13,47 +14,54 @@ from rankjax.kernels import tile_loop
 R, N, M, H = 3, 7, 10, 2
 
 
-def work(tile=(3, 4), rule=None):
+def problem():
     rng = np.random.default_rng(0)
     sizes = (R, N, H, 5), (R, M, H, 5), (R, M, H, 6)
     arrays = tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in sizes)
     zero = Tokens(**{f.name: jnp.zeros((R, M), jnp.int32) for f in dataclasses.fields(Tokens)})
     place = jnp.broadcast_to(jnp.arange(M, dtype=jnp.int32), (R, M))
     k = dataclasses.replace(zero, role=zero.role + HISTORY, position=place)
-    q = jax.tree.map(lambda x: x[:, M - N :], k)
-    return arrays, (q, k), tile_loop.Work.of(arrays, (q, k), rule or masks.MaskRule(), tile)
+    return arrays, (jax.tree.map(lambda x: x[:, M - N :], k), k)
 
 
-def test_the_loop_meets_every_allowed_pair_once(monkeypatch):
-    for step in (1, 10**6):  # each row by itself, all rows together
-        monkeypatch.setattr(tile_loop, "STEP", step)
-        _, tokens, found = work()
-        assert found.sizes[0] == (1 if step == 1 else R)
-
-        def count(place, sums, found=found):
-            allow = masks.MaskRule().allow(*found.pair(place)).astype(jnp.int32)
-            reads, read = sums
-            reads = found.add_queries(reads, place, allow.sum(axis=2))
-            return reads, found.add_keys(read, place, allow.sum(axis=1))
-
-        zeros = tuple(jnp.zeros(x.shape[:2], jnp.int32) for x in (found.q, found.k))
-        reads_rn, read_rm = found.loop(count, zeros)
-        want = masks.MaskRule().allow(*tokens)
-        np.testing.assert_array_equal(reads_rn[:R, :N], want.sum(axis=2))
-        np.testing.assert_array_equal(read_rm[:R, :M], want.sum(axis=1))
+def test_what_is_cut_comes_back():
+    arrays, tokens = problem()
+    found = tile_loop.Work.of(arrays, tokens, masks.MaskRule(), (3, 4))
+    for x, cut, side in zip(arrays, (found.q, found.k, found.v), "qkk"):
+        np.testing.assert_array_equal(found.whole(cut, side), x)
+    np.testing.assert_array_equal(found.queries(arrays[0]), found.q)
 
 
-def test_tiles_are_parts_of_the_arrays():
-    arrays, _, found = work()
-    place = tile_loop.Place(row=0, query=3, key=8)
-    np.testing.assert_array_equal(found.queries(found.q, place), arrays[0][:, 3:6])
-    keys = found.keys(found.k, place)  # two of them are there, two are padding
-    np.testing.assert_array_equal(keys[:, :2], arrays[1][:, 8:])
-    np.testing.assert_array_equal(keys[:, 2:], 0)
-    np.testing.assert_array_equal(found.like_q(arrays[0]), found.q)
+@pytest.mark.parametrize("g", [1, 2, 3])
+def test_every_allowed_pair_is_met_once(g):
+    """Whatever number of rows goes together; two do not divide three."""
+    arrays, tokens = problem()
+
+    def rows(total, xs):
+        work = tile_loop.Work.of(*xs, masks.MaskRule(), (3, 4))
+
+        def count(query, key, met):
+            allow = masks.MaskRule().allow(*work.pair(query, key)).sum(axis=2)
+            return tile_loop.put(met, query, tile_loop.at(met, query) + allow[:, None, :, None])
+
+        n, rows, _, block, _ = work.q.shape
+        met = work.loop(count, jnp.zeros((n, rows, 1, block, 1), jnp.int32))
+        met_rn = work.whole(met, "q")[..., 0, 0]
+        return total + met_rn.sum(), met_rn
+
+    total, met_rn = tile_loop.over_rows(rows, jnp.int32(0), (arrays, tokens), g)
+    want = masks.MaskRule().allow(*tokens).sum(axis=2)
+    np.testing.assert_array_equal(met_rn, want)
+    assert total == want.sum()
 
 
 def test_the_loop_leaves_out_tiles_without_work():
-    _, _, found = work(tile=(1, 1), rule=masks.MaskRule(window=0))
-    assert int(found.count) == N  # one key a query; all rows in one step
-    assert len(found.order) == N * M
+    arrays, tokens = problem()
+    found = tile_loop.Work.of(arrays, tokens, masks.MaskRule(window=0), (1, 1))
+    assert int(found.count) == N and len(found.order) == N * M  # one key a query
+
+
+def test_short_rows_share_a_step(monkeypatch):
+    monkeypatch.setattr(tile_loop, "STEP", 4 * 2 * 16 * 8)
+    of = lambda rows, queries: tile_loop.rows_of_a_step((rows, queries, 2, 5), 8, (16, 16))
+    assert of(9, 16) == 4 and of(3, 16) == 3 and of(9, 100) == 4 and of(9, 4) == 9

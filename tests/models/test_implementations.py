@@ -48,7 +48,7 @@ def test_a_step_of_jagged_rows_is_the_references(variant, implementation):
     try:
         got = learner(variant, implementation)(suite.jagged(suite.different_lengths()))
     except (ImportError, NotImplementedError) as refusal:  # not here, or not what is asked
-        assert implementation not in (None, "reference", "xla")
+        assert implementation in ("splash", "tokamax", "jax_nn"), refusal
         pytest.skip(str(refusal))
     suite.same_step(got, reference(variant))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))

@@ -38,8 +38,9 @@ def hstu_attention(
 
     Jagged rows: samples of different lengths may share a row (their tokens differ in `segment`);
     tiles in which nobody reads anybody are skipped, forward and backward. Sums have a fixed order:
-    the same input gives the same bits ("xla" on a GPU apart, where XLA adds up the gradients of the
-    bias tables in no fixed order).
+    the same input gives the same bits. The gradients of the bias tables on a GPU are the exception
+    where XLA makes them: with "xla", and where pairs are few and neither `implementation` nor
+    `tile` is given. "pallas_gpu" has a fixed order there too.
 
     Args:
       q_rnhq: queries [R, N, H, Q], float32 or bfloat16 (float64 where JAX has it enabled).
@@ -56,8 +57,9 @@ def hstu_attention(
       implementation: one of IMPLEMENTATIONS; None = the best for the platform compiled for.
         "reference" holds [R, H, N, M] arrays, the others only where they are small. A Pallas
         kernel compiled for another platform is interpreted: right, and slow.
-      tile: (queries, keys) of one tile, or `Tiles` with one for every kernel; a TPU rounds up to
-        multiples of 128, a GPU to powers of two from 16 on. None = what was measured best for the
+      tile: (queries, keys) of one tile, for a GPU (queries, keys, warps, stages), or `Tiles` with
+        one for every kernel; a TPU rounds up to multiples of 128, a GPU to powers of two from 16
+        on, and down to what its shared memory holds. None = what was measured best for the
         kind of device (tiles.json), or all pairs in one piece where they are few.
 
     Returns: [R, N, H, V], dtype of v, summed in float32. A row that may read nothing is 0.
@@ -75,6 +77,7 @@ def hstu_attention(
         )
     _check(q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, normalizer, bias)
     _check_tile(tile)
+    normalizer = jax.lax.stop_gradient(normalizer)
     arrays, tokens = (q_rnhq, k_rmhq, v_rmhv), (q_tokens, k_tokens)
     if implementation == "reference":
         return reference.hstu_attention(
@@ -89,7 +92,6 @@ def hstu_attention(
         implementation = "xla"
     wide = jnp.promote_types(q_rnhq.dtype, jnp.float32)
     inverse_rn = jnp.broadcast_to(1 / jnp.asarray(normalizer, wide), q_rnhq.shape[:2])
-    inverse_rn = jax.lax.stop_gradient(inverse_rn)
     R, N, H, _ = q_rnhq.shape
     few = R * H * N * k_rmhq.shape[1] <= xla.PAIRS
     if implementation in (None, "xla") and tile is None and few:
@@ -120,7 +122,7 @@ class _Call:
         if self.implementation == "xla":
             return of("xla")(arrays, *args)
         # The platform compiled for, not the one we run on: a plan for a pod is made on a CPU.
-        kernels = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}
+        kernels = {"tpu": "pallas_tpu"} | ({"cuda": "pallas_gpu"} if pallas_gpu.suited() else {})
         if self.implementation is not None:
             kernels = {p: name for p, name in kernels.items() if name == self.implementation}
         elsewhere = of(self.implementation, interpret=True) if self.implementation else of("xla")
@@ -155,7 +157,10 @@ def _check_tile(tile: tuple[int, ...] | tiles_lib.Tiles | None) -> None:
     if tile is None or isinstance(tile, tiles_lib.Tiles):
         return
     if not 2 <= len(tile) <= 4 or any(int(b) != b or b < 1 for b in tile):
-        raise ValueError(f"hstu_attention: tile={tile}, expected (queries, keys), both >= 1")
+        raise ValueError(
+            f"hstu_attention: tile={tile}, expected (queries, keys) or (queries, keys, "
+            "warps, stages), all >= 1"
+        )
 
 
 def _check_segments(name: str, tokens: Tokens) -> None:
@@ -221,6 +226,16 @@ def _check(
             f"hstu_attention: q, k, v are {dtypes}, expected one of float32, bfloat16, float64"
         )
     for name, t, _ in tokens:
+        for field, x in vars(t).items():
+            if not jnp.issubdtype(x.dtype, jnp.integer):
+                raise ValueError(f"hstu_attention: {name}.{field} is {x.dtype}, expected integers")
         _check_segments(name, t)
+    for name in ("position", "time"):
+        table = getattr(bias, name, None)
+        if table is not None and table.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"hstu_attention: bias.{name} is {table.dtype}, expected float32: its gradient "
+                "sums as many pairs as there are"
+            )
     if isinstance(normalizer, (int, float)) and not 0 < normalizer < math.inf:
         raise ValueError(f"hstu_attention: normalizer={normalizer}, expected a number > 0")

@@ -103,10 +103,15 @@ def dense_positions(tokens: tuple[Tokens, Tokens]) -> tuple[Tokens, Tokens]:
     none = jnp.iinfo(jnp.int32).min
     start_rm = jnp.where(keys.role == batch.HISTORY, place_m - keys.position, none)
 
+    # By segment, and within it by start: the last one of a segment is its largest.
+    segment_rm, start_rm = jax.lax.sort((keys.segment, start_rm), dimension=1, num_keys=2)
+    behind = jax.vmap(functools.partial(jnp.searchsorted, side="right"))
+
     def shifted(t: Tokens) -> Tokens:
-        same_rnm = t.segment[:, :, None] == keys.segment[:, None, :]
-        shift_rn = jnp.max(jnp.where(same_rnm, start_rm[:, None, :], none), axis=-1)
-        position = t.position + jnp.where(shift_rn == none, 0, shift_rn)
+        place_rn = jnp.maximum(behind(segment_rm, t.segment) - 1, 0)
+        take = functools.partial(jnp.take_along_axis, indices=place_rn, axis=1)
+        there_rn = (take(segment_rm) == t.segment) & (take(start_rm) != none)
+        position = t.position + jnp.where(there_rn, take(start_rm), 0)
         return Tokens(**{**vars(t), "position": position})
 
     return shifted(tokens[0]), shifted(keys)

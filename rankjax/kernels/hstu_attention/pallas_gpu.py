@@ -2,7 +2,8 @@
 
 A program is one block of queries (or keys) of one head of one row. It walks `blocks.schedule`'s
 list of the tiles with work, keeps its sums in registers, and writes its own block of the result:
-nothing is added to memory that another program writes, so the same input gives the same bits. The
+nothing is added to memory that another program writes, so the same input gives the same bits. For
+cards of compute capability 8.0 (Ampere) or newer. The
 arrays stay as they are, [R, N, H, width]; only lengths that are no multiple of a block and widths
 that are no power of two are padded. The gradients of the bias tables are a kernel of their own
 (`pallas_gpu_bias`).
@@ -22,6 +23,12 @@ from rankjax.kernels.hstu_attention.tiles import Tiles
 from rankjax.masks import MaskRule
 
 
+def suited() -> bool:
+    """False where this machine's GPU is older than Ampere; what is planned for counts as new."""
+    device = jax.devices()[0]
+    return device.platform != "gpu" or float(getattr(device, "compute_capability", 8)) >= 8
+
+
 def forward(
     arrays: Arrays,
     bias: bias_lib.RelativeBias | None,
@@ -34,7 +41,8 @@ def forward(
     interpret: bool = False,
 ) -> jax.Array:
     """As `xla.forward`."""
-    launch = Launch(arrays, bias, tokens, rule, fitted(tiles.forward, arrays), "queries", interpret)
+    tile = fitted(tiles.forward, arrays, "forward")
+    launch = Launch(arrays, bias, tokens, rule, tile, "queries", interpret)
     launch.operands["inverse"] = launch.pad_queries(inverse_rn.astype(jnp.float32))
     dtype, V = launch.dtype, launch.operands["v"].shape[-1]
 
@@ -72,13 +80,14 @@ def backward(
     """As `xla.backward`."""
     d_rnhv = (d_rnhv * inverse_rn[..., None, None]).astype(arrays[2].dtype)
     of = functools.partial(Launch, arrays, bias, tokens, rule, d_rnhv=d_rnhv, interpret=interpret)
-    dq = _d_queries(of(fitted(tiles.d_queries, arrays), "queries"), scale)
-    dk, dv = _d_keys(of(fitted(tiles.d_keys, arrays), "keys"), scale)
+    dq = _d_queries(of(fitted(tiles.d_queries, arrays, "d_queries"), "queries"), scale)
+    dk, dv = _d_keys(of(fitted(tiles.d_keys, arrays, "d_keys"), "keys"), scale)
     d_bias = None
     if bias is not None:
         dense = bias_lib.dense_positions(tokens)
         of = functools.partial(Launch, arrays, bias, dense, rule, d_rnhv=d_rnhv)
-        tile = fitted(tiles.d_tables, arrays)._replace(stages=1)  # it rereads what it has written
+        # One stage: it reads again what it has written.
+        tile = fitted(tiles.d_tables, arrays, "d_tables")._replace(stages=1)
         launch = of(tile, "queries", interpret)
         d_bias = pallas_gpu_bias.gradients(launch, scale)
     gradients = tuple(

@@ -19,6 +19,7 @@ from rankjax.masks import MaskRule
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
 LEAST = 16  # of every side of a product on tensor cores
+SHARED = 96 * 2**10  # bytes; an L4's multiprocessor has 99 KiB, an H100's 227
 
 
 def power(n: int) -> int:
@@ -26,11 +27,30 @@ def power(n: int) -> int:
     return max(LEAST, 1 << (n - 1).bit_length())
 
 
-def fitted(tile: Tile, arrays: Arrays) -> Tile:
-    """Powers of two, no longer than the sequences ask for."""
+def fitted(tile: Tile, arrays: Arrays, kernel: str) -> Tile:
+    """Powers of two, no longer than the sequences ask for, that any card's shared memory holds.
+
+    kernel: a field of Tiles. Blocks of one side stay, those of the other pass in `stages` copies.
+    """
     N, M = arrays[0].shape[1], arrays[1].shape[1]
     queries, keys = (min(power(b), power(n)) for b, n in zip(tile[:2], (N, M)))
-    return tile._replace(queries=queries, keys=keys)
+    stages = max(1, tile.stages)
+    size = arrays[0].dtype.itemsize
+    Q, both = (size * n for n in (power(arrays[0].shape[-1]), power(arrays[2].shape[-1])))
+    both += Q
+
+    def needed() -> int:
+        stay, passing = (keys, queries) if kernel == "d_keys" else (queries, keys)
+        return (Q if kernel == "forward" else both) * stay + both * stages * passing
+
+    while needed() > SHARED and (stages > 1 or max(queries, keys) > LEAST):
+        if stages > 1:
+            stages -= 1
+        elif queries > keys:
+            queries //= 2
+        else:
+            keys //= 2
+    return tile._replace(queries=queries, keys=keys, stages=stages)
 
 
 def dot(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:

@@ -52,17 +52,24 @@ def forward(
     tiles: Tiles,
 ) -> jax.Array:
     """As `whole`, tile by tile."""
-    work = tile_loop.Work.of(arrays, tokens, rule, tiles.forward[:2])
+    tile = tiles.forward[:2]
+    g = tile_loop.rows_of_a_step(arrays[0].shape, arrays[1].shape[1], tile)
 
-    def step(place: tile_loop.Place, out: jax.Array) -> jax.Array:
-        scores, allow = _scores(work, bias, rule, scale, place)
-        v = work.keys(work.v, place)
-        weights = jnp.where(allow, jax.nn.silu(scores), 0).astype(v.dtype)
-        return work.add_queries(out, place, work.dot("ghnm,gmhv->gnhv", weights, v))
+    def rows(_: None, xs: Any) -> tuple[None, jax.Array]:
+        arrays, tokens, inverse_rn = xs
+        work = tile_loop.Work.of(arrays, tokens, rule, tile)
 
-    (R, N), V = arrays[0].shape[:2], arrays[2].shape[-1]
-    out = work.loop(step, jnp.zeros((*work.q.shape[:-1], V), work.wide))[:R, :N]
-    return (out * inverse_rn[..., None, None].astype(work.wide)).astype(arrays[2].dtype)
+        def step(query: jax.Array, key: jax.Array, out: jax.Array) -> jax.Array:
+            scores, allow = _scores(work, bias, rule, scale, query, key)
+            v = tile_loop.at(work.v, key)
+            weights = jnp.where(allow, jax.nn.silu(scores), 0).astype(v.dtype)
+            return _add(out, query, work.dot("ghnm,ghmv->ghnv", weights, v))
+
+        shape = (*work.q.shape[:-1], work.v.shape[-1])
+        out = work.whole(work.loop(step, jnp.zeros(shape, work.wide)), "q")
+        return None, (out * inverse_rn[..., None, None].astype(work.wide)).astype(work.v.dtype)
+
+    return tile_loop.over_rows(rows, None, (arrays, tokens, inverse_rn), g)[1]
 
 
 def backward(
@@ -76,31 +83,39 @@ def backward(
     tiles: Tiles,
 ) -> tuple[Arrays, bias_lib.RelativeBias | None]:
     """Gradients of sum(d * forward) with respect to q, k, v and the tables, in their dtypes."""
-    work = tile_loop.Work.of(arrays, tokens, rule, tiles.d_queries[:2])
-    d_rnhv = d_rnhv * inverse_rn[..., None, None].astype(work.wide)
-    d_all = work.like_q(d_rnhv.astype(arrays[2].dtype))
+    tile = tiles.d_queries[:2]
+    g = tile_loop.rows_of_a_step(arrays[0].shape, arrays[1].shape[1], tile)
 
-    def step(place: tile_loop.Place, sums: Any) -> Any:
-        (dq, dk, dv), d_bias = sums
-        q, d = work.queries(work.q, place), work.queries(d_all, place)
-        k, v = work.keys(work.k, place), work.keys(work.v, place)
-        scores, allow = _scores(work, bias, rule, scale, place)
-        gate = jnp.where(allow, jax.nn.sigmoid(scores), 0)
-        slope = gate * (1 + scores * (1 - gate))
-        d_scores = work.dot("gnhv,gmhv->ghnm", d, v) * slope
-        if bias is not None:
-            d_bias = bias_lib.add_gradients(d_bias, d_scores.sum(axis=1), *work.pair(place))
-        weights, d_scores = (scores * gate).astype(v.dtype), (scale * d_scores).astype(q.dtype)
-        dq = work.add_queries(dq, place, work.dot("ghnm,gmhq->gnhq", d_scores, k))
-        dk = work.add_keys(dk, place, work.dot("ghnm,gnhq->gmhq", d_scores, q))
-        dv = work.add_keys(dv, place, work.dot("ghnm,gnhv->gmhv", weights, d))
-        return (dq, dk, dv), d_bias
+    def rows(d_bias: Any, xs: Any) -> tuple[Any, Arrays]:
+        arrays, tokens, inverse_rn, d_rnhv = xs
+        work = tile_loop.Work.of(arrays, tokens, rule, tile)
+        d_rnhv = d_rnhv * inverse_rn[..., None, None].astype(work.wide)
+        d_all = work.queries(d_rnhv.astype(arrays[2].dtype))
 
-    zeros = tuple(jnp.zeros(x.shape, work.wide) for x in (work.q, work.k, work.v))
-    sums, d_bias = work.loop(step, (zeros, jax.tree.map(jnp.zeros_like, bias)))
-    gradients = tuple(
-        x[: like.shape[0], : like.shape[1]].astype(like.dtype) for x, like in zip(sums, arrays)
-    )
+        def step(query: jax.Array, key: jax.Array, sums: Any) -> Any:
+            (dq, dk, dv), d_bias = sums
+            q, d = tile_loop.at(work.q, query), tile_loop.at(d_all, query)
+            k, v = tile_loop.at(work.k, key), tile_loop.at(work.v, key)
+            scores, allow = _scores(work, bias, rule, scale, query, key)
+            gate = jnp.where(allow, jax.nn.sigmoid(scores), 0)
+            slope = gate * (1 + scores * (1 - gate))
+            d_scores = work.dot("ghnv,ghmv->ghnm", d, v) * slope
+            if bias is not None:
+                pair = work.pair(query, key)
+                d_bias = bias_lib.add_gradients(d_bias, d_scores.sum(axis=1), *pair)
+            weights, d_scores = (scores * gate).astype(v.dtype), (scale * d_scores).astype(q.dtype)
+            dq = _add(dq, query, work.dot("ghnm,ghmq->ghnq", d_scores, k))
+            dk = _add(dk, key, work.dot("ghnm,ghnq->ghmq", d_scores, q))
+            dv = _add(dv, key, work.dot("ghnm,ghnv->ghmv", weights, d))
+            return (dq, dk, dv), d_bias
+
+        zeros = tuple(jnp.zeros(x.shape, work.wide) for x in (work.q, work.k, work.v))
+        sums, d_bias = work.loop(step, (zeros, d_bias))
+        gradients = (work.whole(x, side) for x, side in zip(sums, "qkk"))
+        return d_bias, tuple(x.astype(like.dtype) for x, like in zip(gradients, arrays))
+
+    first = jax.tree.map(jnp.zeros_like, bias)
+    d_bias, gradients = tile_loop.over_rows(rows, first, (arrays, tokens, inverse_rn, d_rnhv), g)
     return gradients, d_bias
 
 
@@ -109,12 +124,17 @@ def _scores(
     bias: bias_lib.RelativeBias | None,
     rule: MaskRule,
     scale: float,
-    place: tile_loop.Place,
+    query: jax.Array,
+    key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """(scale * q.k + bias [g, H, queries, keys], what is allowed, with one H) of a tile."""
-    pair = work.pair(place)
-    q, k = work.queries(work.q, place), work.keys(work.k, place)
-    found = scale * work.dot("gnhq,gmhq->ghnm", q, k)
+    pair = work.pair(query, key)
+    q, k = tile_loop.at(work.q, query), tile_loop.at(work.k, key)
+    found = scale * work.dot("ghnq,ghmq->ghnm", q, k)
     if bias is not None:
         found += bias(*pair)[:, None].astype(work.wide)
     return found, rule.allow(*pair)[:, None]
+
+
+def _add(total: jax.Array, index: jax.Array, x: jax.Array) -> jax.Array:
+    return tile_loop.put(total, index, tile_loop.at(total, index) + x)

@@ -31,19 +31,28 @@ def softmax_attention(
 def _forward(
     arrays: Arrays, tokens: tuple[Tokens, Tokens], rule: MaskRule, scale: float, tile: tuple
 ) -> tuple[jax.Array, Any]:
-    work = tile_loop.Work.of(arrays, tokens, rule, tile)
+    g = tile_loop.rows_of_a_step(arrays[0].shape, arrays[1].shape[1], tile)
 
-    def step(place: tile_loop.Place, sums: Sums) -> Sums:
-        scores, allow = _scores(work, rule, scale, place)
-        most, total, out = (work.queries(x, place) for x in sums)
-        # Sums lie as the arrays do, [g, n, H, ...]; scores have the heads in front.
-        found = jnp.maximum(most, scores.max(axis=-1).swapaxes(1, 2)[..., None])
-        weights = jnp.where(allow, jnp.exp(scores - _heads_first(found)), 0)
+    def rows(_: None, xs: Any) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        return None, _forward_rows(tile_loop.Work.of(*xs, rule, tile), rule, scale)
+
+    _, (out_rnhv, logarithm_rnh1) = tile_loop.over_rows(rows, None, (arrays, tokens), g)
+    return out_rnhv, (arrays, tokens, out_rnhv, logarithm_rnh1)
+
+
+def _forward_rows(
+    work: tile_loop.Work, rule: MaskRule, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    def step(query: jax.Array, key: jax.Array, sums: Sums) -> Sums:
+        scores, allow = _scores(work, rule, scale, query, key)
+        most, total, out = (tile_loop.at(x, query) for x in sums)
+        found = jnp.maximum(most, scores.max(axis=-1, keepdims=True))
+        weights = jnp.where(allow, jnp.exp(scores - found), 0)
         shrink = jnp.exp(most - found)
-        total = shrink * total + weights.sum(axis=-1).swapaxes(1, 2)[..., None]
-        values = work.keys(work.v, place)
-        out = shrink * out + work.dot("ghnm,gmhv->gnhv", weights.astype(values.dtype), values)
-        return tuple(work.put_queries(x, place, new) for x, new in zip(sums, (found, total, out)))
+        total = shrink * total + weights.sum(axis=-1, keepdims=True)
+        values = tile_loop.at(work.v, key)
+        out = shrink * out + work.dot("ghnm,ghmv->ghnv", weights.astype(values.dtype), values)
+        return tuple(tile_loop.put(x, query, new) for x, new in zip(sums, (found, total, out)))
 
     one = (*work.q.shape[:-1], 1)
     first = (
@@ -52,55 +61,68 @@ def _forward(
         jnp.zeros((*one[:-1], work.v.shape[-1]), work.wide),
     )
     most, total, out = work.loop(step, first)
-    R, N = arrays[0].shape[:2]
-    out_rnhv = (out / jnp.where(total > 0, total, 1))[:R, :N].astype(arrays[2].dtype)
+    out_rnhv = work.whole(out / jnp.where(total > 0, total, 1), "q").astype(work.v.dtype)
     # Of a row that reads nothing 0: no tile takes weights from it.
     logarithm = jnp.where(total > 0, most + jnp.log(total), 0)
-    return out_rnhv, (arrays, tokens, out_rnhv, logarithm)
+    return out_rnhv, work.whole(logarithm, "q")
 
 
 def _backward(rule: MaskRule, scale: float, tile: tuple, kept: Any, d_rnhv: jax.Array):
-    arrays, tokens, out_rnhv, logarithm = kept
-    work = tile_loop.Work.of(arrays, tokens, rule, tile)
+    arrays = kept[0]
+    g = tile_loop.rows_of_a_step(arrays[0].shape, arrays[1].shape[1], tile)
+
+    def rows(_: None, xs: Any) -> tuple[None, Arrays]:
+        (arrays, tokens, *rest), d_rnhv = xs
+        work = tile_loop.Work.of(arrays, tokens, rule, tile)
+        return None, _backward_rows(work, rule, scale, arrays, *rest, d_rnhv)
+
+    return tile_loop.over_rows(rows, None, (kept, d_rnhv), g)[1], None
+
+
+def _backward_rows(
+    work: tile_loop.Work,
+    rule: MaskRule,
+    scale: float,
+    arrays: Arrays,
+    out_rnhv: jax.Array,
+    logarithm_rnh1: jax.Array,
+    d_rnhv: jax.Array,
+) -> Arrays:
     wide = work.wide
     share_rnh1 = jnp.sum(d_rnhv.astype(wide) * out_rnhv.astype(wide), axis=-1, keepdims=True)
-    d_all, share_all = work.like_q(d_rnhv), work.like_q(share_rnh1)
+    d_all, share_all = work.queries(d_rnhv), work.queries(share_rnh1)
+    logarithm_all = work.queries(logarithm_rnh1)
 
-    def step(place: tile_loop.Place, sums: Sums) -> Sums:
-        dq, dk, dv = sums
-        scores, allow = _scores(work, rule, scale, place)
-        q, d = work.queries(work.q, place), work.queries(d_all, place)
-        k, v = work.keys(work.k, place), work.keys(work.v, place)
-        share, own = (_heads_first(work.queries(x, place)) for x in (share_all, logarithm))
-        weights = jnp.where(allow, jnp.exp(scores - own), 0)
-        d_scores = weights * (work.dot("gnhv,gmhv->ghnm", d, v) - share)
+    def step(query: jax.Array, key: jax.Array, sums: Sums) -> Sums:
+        scores, allow = _scores(work, rule, scale, query, key)
+        q, d = tile_loop.at(work.q, query), tile_loop.at(d_all, query)
+        k, v = tile_loop.at(work.k, key), tile_loop.at(work.v, key)
+        weights = jnp.where(allow, jnp.exp(scores - tile_loop.at(logarithm_all, query)), 0)
+        d_scores = weights * (work.dot("ghnv,ghmv->ghnm", d, v) - tile_loop.at(share_all, query))
         d_scores, weights = (scale * d_scores).astype(q.dtype), weights.astype(v.dtype)
-        dq = work.add_queries(dq, place, work.dot("ghnm,gmhq->gnhq", d_scores, k))
-        dk = work.add_keys(dk, place, work.dot("ghnm,gnhq->gmhq", d_scores, q))
-        dv = work.add_keys(dv, place, work.dot("ghnm,gnhv->gmhv", weights, d))
-        return dq, dk, dv
+        more = (
+            (query, work.dot("ghnm,ghmq->ghnq", d_scores, k)),
+            (key, work.dot("ghnm,ghnq->ghmq", d_scores, q)),
+            (key, work.dot("ghnm,ghnv->ghmv", weights, d)),
+        )
+        return tuple(
+            tile_loop.put(x, i, tile_loop.at(x, i) + new) for x, (i, new) in zip(sums, more)
+        )
 
     zeros = tuple(jnp.zeros(x.shape, wide) for x in (work.q, work.k, work.v))
-    sums = work.loop(step, zeros)
-    gradients = tuple(
-        x[: like.shape[0], : like.shape[1]].astype(like.dtype) for x, like in zip(sums, arrays)
-    )
-    return gradients, None
+    gradients = (work.whole(x, side) for x, side in zip(work.loop(step, zeros), "qkk"))
+    return tuple(x.astype(like.dtype) for x, like in zip(gradients, arrays))
 
 
 softmax_attention.defvjp(_forward, _backward)
 
 
-def _heads_first(x_gnh1: jax.Array) -> jax.Array:
-    return x_gnh1.swapaxes(1, 2)
-
-
 def _scores(
-    work: tile_loop.Work, rule: MaskRule, scale: float, place: tile_loop.Place
+    work: tile_loop.Work, rule: MaskRule, scale: float, query: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(scale * q.k [g, H, queries, keys], least where not allowed; what is, with one H)."""
-    allow = rule.allow(*work.pair(place))[:, None]
-    q, k = work.queries(work.q, place), work.keys(work.k, place)
-    found = scale * work.dot("gnhq,gmhq->ghnm", q, k)
+    allow = rule.allow(*work.pair(query, key))[:, None]
+    q, k = tile_loop.at(work.q, query), tile_loop.at(work.k, key)
+    found = scale * work.dot("ghnq,ghmq->ghnm", q, k)
     # Finite, not -inf: a row that may read nothing would be inf - inf.
     return jnp.where(allow, found, jnp.finfo(work.wide).min), allow

@@ -1,0 +1,142 @@
+"""`embedding`, over a mesh: rows split over all devices, looked up and updated by exchange.
+
+The four functions of `embedding` that a step calls, with the same arguments and results. A batch's
+rows R are split over all axes of the mesh too; every device finds the distinct ids of its own part,
+so that "unique" and the rows looked up are [devices * U, ...], a part of each device's own.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from rankjax import embedding, exchange, sharding
+from rankjax.batch import Batch, Features
+from rankjax.embedding import Ids, Layout, TableConfig, Tables
+from rankjax.schema import Schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharded:
+    """Stands where the module `embedding` stands on one device."""
+
+    place: sharding.Placement
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.place.mesh
+
+    @property
+    def split(self) -> exchange.Split:
+        return exchange.Split(axes=sharding.AXES, shards=self.mesh.size)
+
+    def plan(self, schema: Schema, config: TableConfig) -> Layout:
+        """As `embedding.plan`, every array a multiple of the devices long."""
+        layout = embedding.plan(schema, config)
+        whole = lambda rows: rows + -rows % self.mesh.size
+        return dataclasses.replace(
+            layout, arrays=tuple((name, whole(rows)) for name, rows in layout.arrays)
+        )
+
+    def deduplicate(self, layout: Layout, batch: Batch) -> Ids:
+        """Raises ValueError for rows that the devices cannot share."""
+        R = batch.candidate_sample.shape[0]
+        if R % self.mesh.size:
+            raise ValueError(
+                f"sharded_embedding: a batch of {R} rows on {self.mesh.size} devices, expected a "
+                "multiple"
+            )
+        find = functools.partial(embedding.deduplicate, layout, method="sort")
+        return self._each(find, batch)
+
+    def gather(self, tables: Tables, ids: Ids) -> Tables:
+        """The rows that each device asks for; zeros at unused positions."""
+
+        def fetch(tables: Tables, unique: Any) -> Tables:
+            return {
+                name: exchange.fetch(table, unique[name], self.split)[0]
+                for name, table in tables.items()
+            }
+
+        return self._each(fetch, tables, ids.unique)
+
+    def features(
+        self, layout: Layout, rows: Tables, ids: Ids, batch: Batch
+    ) -> tuple[Features, jax.Array]:
+        """Split along R as a model wants it, which may be over fewer axes than the tables'."""
+        found = self._each(functools.partial(embedding.features, layout), rows, ids, batch)
+        return self.place.batched(found)
+
+    def init(self, key: jax.Array, schema: Schema, config: TableConfig, layout: Layout) -> Tables:
+        """As `embedding.init`; row i is the same whatever the number of devices."""
+        tables = embedding.init(key, schema, config, layout)
+        return jax.lax.with_sharding_constraint(tables, self.place.rows)
+
+    def update(
+        self,
+        tables: Tables,
+        optimizer: Tables,
+        ids: Ids,
+        row_gradients: Tables,
+        config: TableConfig,
+        rates: dict[str, jax.Array],
+    ) -> tuple[Tables, Tables]:
+        """The gradients of one row that several devices hold are added up before the update.
+
+        Raises NotImplementedError with `config.clip`: the norm is known after the exchange only.
+        """
+        if config.clip is not None:
+            raise NotImplementedError(
+                f"sharded_embedding: clip={config.clip}, expected None: tables on a mesh are "
+                "updated without clipping"
+            )
+
+        def send(
+            tables: Tables, optimizer: Tables, unique: Any, gradients: Tables, rates: Any
+        ) -> tuple[Tables, Tables]:
+            out: tuple[Tables, Tables] = {}, {}
+            for name, table in tables.items():
+                # Row 0, the first position of every device, never learns.
+                own = jax.tree.map(lambda g: g.at[0].set(0.0), gradients[name])
+                state, _ = exchange.send(
+                    (table, optimizer[name]),
+                    unique[name],
+                    own,
+                    functools.partial(_adagrad, rates=rates, eps=config.eps),
+                    self.split,
+                )
+                out[0][name], out[1][name] = state
+            return out
+
+        spec = PartitionSpec(sharding.AXES)
+        run = jax.shard_map(
+            send,
+            mesh=self.mesh,
+            in_specs=(spec, spec, spec, spec, PartitionSpec()),
+            out_specs=spec,
+            check_vma=False,
+        )
+        return run(tables, optimizer, ids.unique, row_gradients, rates)
+
+    def _each(self, function: Any, *args: Any) -> Any:
+        """function on every device's part of the leading axes."""
+        spec = PartitionSpec(sharding.AXES)
+        run = jax.shard_map(
+            function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        return run(*args)
+
+
+def _adagrad(
+    state: tuple[Any, Any], rows: jax.Array, gradients: Any, *, rates: Any, eps: float
+) -> tuple[Any, Any]:
+    """One step of each kind on rows of this shard."""
+    table, optimizer = state
+    found = {
+        kind: embedding.adagrad(x, optimizer[kind], rows, gradients[kind], rates[kind], eps)
+        for kind, x in table.items()
+    }
+    new = {kind: x for kind, (x, _) in found.items()}
+    return new, {kind: acc for kind, (_, acc) in found.items()}
