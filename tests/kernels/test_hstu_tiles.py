@@ -142,8 +142,15 @@ def drawn(seed):
     return static, arrays, bias, tokens, jnp.asarray(rng.uniform(3, 30, (R, N)), jnp.float32)
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("implementation", TILED)
+@pytest.mark.parametrize(
+    ("implementation", "seed"),
+    [
+        # Interpreted, a case takes seconds to compile.
+        pytest.param(name, seed, marks=[pytest.mark.slow] * (seed > 1 and "pallas" in name))
+        for name in TILED
+        for seed in range(8)
+    ],
+)
 def test_any_shape_agrees_with_all_pairs(implementation, seed):
     static, arrays, bias, tokens, normalizer = drawn(seed)
     arrays = tuple(jnp.asarray(x, static["dtype"]) for x in arrays)

@@ -25,7 +25,12 @@ VARIANTS = {
     "onetrans": {"prune_last": False, "sequences": 3, "merge": "intent", "pyramid_round": 4},
 }
 CASES = [
-    pytest.param(variant, implementation, id=f"{variant}-{implementation}")
+    pytest.param(
+        *(variant, implementation),
+        id=f"{variant}-{implementation}",
+        # Interpreted: of the kernels one variant an architecture is fast enough.
+        marks=[pytest.mark.slow] * ("pallas" in str(implementation) and "," in variant),
+    )
     for variant in VARIANTS
     for implementation in (None, *(SILU if variant[:4] in ("hstu", "dlrm", "mtgr") else SOFTMAX))
 ]
