@@ -174,11 +174,5 @@ def placement(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Placement(mesh(config, devices), config.strategy)
 
 
-def describe(shardings: Any, shapes: Any) -> list[tuple[str, tuple[int, ...], str]]:
-    """(path, shape, how it is split) of every array, for people."""
-    flat, sizes = (traverse_util.flatten_dict(x, sep="/") for x in (shardings, shapes))
-    return [(path, sizes[path].shape, str(own.spec)) for path, own in flat.items()]
-
-
 def _text(path: Any) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)

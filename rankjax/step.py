@@ -168,6 +168,7 @@ def _step(
     )(state.params, rows)
     if stochastic:
         logits_rck, _ = evaluate.apply(model, layout, state.params, rows, ids, batch, lib=lib)
+    # On a mesh the gradients of a row that several devices hold count apart.
     norms = {"dense": optax.global_norm(dense_grads), "tables": optax.global_norm(row_grads)}
     finite = jnp.isfinite(total + norms["dense"] + norms["tables"])
     ok = state.ok & finite

@@ -76,7 +76,6 @@ def _compare(
     with jax.default_matmul_precision("highest"):
         wide = cases.Problem(tuple(exact), p.bias, p.tokens, p.d.astype(jnp.float32))
         want = _results(wide, reference)
-    # As it is timed: `run` asks for exact products of float32.
     found = {}
     for name, attention in candidates.items():
         try:
@@ -174,6 +173,9 @@ def one(
         skipped["reference"] = f"arrays of {s.all_pairs} elements, at most {NAIVE}"
     items = peers_lib.items(s, p, compiled) if config.peers and s.all_pairs <= NAIVE else []
     seconds, peers = rounds.measure(jobs, items, config)
+    for part in PARTS if (results := peers.pop("results", {})) else ():
+        measured.setdefault("torch", {})[part] = {}
+        seconds[f"torch/{part}"] = results[f"torch/{part}"]["seconds"]
     for name, parts in measured.items():
         for part, entry in parts.items():
             own = seconds[f"{name}/{part}"]
@@ -184,15 +186,6 @@ def one(
             entry["xla_seconds_over"] = over
     counts = {"rows": len(s.lengths), "pairs": s.pairs, "all_pairs": s.all_pairs}
     out = {**counts, "implementations": measured, "skipped": skipped}
-    if results := peers.pop("results", {}):
-        measured["torch"] = {}
-        for part in PARTS:
-            own = results[f"torch/{part}"]["seconds"]
-            tflops = flops[part] / float(np.median(own)) / 1e12
-            entry = {"seconds": rounds.figure(own), "tflops": tflops}
-            entry["percent_of_peak"] = 100 * tflops / peak_tflops
-            over = blocks_bench.ratio(seconds[f"xla/{part}"], own, config.repeats)
-            measured["torch"][part] = entry | {"xla_seconds_over": over}
     return out | ({"peers": peers} if config.peers else {})
 
 

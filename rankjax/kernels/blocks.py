@@ -34,11 +34,6 @@ def active(rule: MaskRule, q: Tokens, k: Tokens, q_block: int, k_block: int) -> 
     return rule.possible(masks.ranges(q, q_block), masks.ranges(k, k_block))
 
 
-def full(rule: MaskRule, q: Tokens, k: Tokens, q_block: int, k_block: int) -> jax.Array:
-    """bool [R, n, m]: may every query of block n read every key of block m? As `active`."""
-    return rule.certain(masks.ranges(q, q_block), masks.ranges(k, k_block))
-
-
 def schedule(
     active_rnm: jax.Array, first_rnm: jax.Array | bool = False
 ) -> tuple[jax.Array, jax.Array]:
