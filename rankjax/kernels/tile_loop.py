@@ -5,6 +5,7 @@ Such groups of rows go one after the other (`over_rows`), so that blocks are cut
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,21 @@ def over_rows(step: Callable[[Any, Any], tuple[Any, Any]], sums: Any, xs: Any, g
     R = jax.tree.leaves(xs)[0].shape[0]
     if g == R:
         return step(sums, xs)
-    groups = jax.tree.map(lambda x: blocks.cut(x, g, axis=0), xs)
-    sums, ys = jax.lax.scan(step, sums, groups)
-    return sums, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:R], ys)
+    # Rows are sliced out of the arrays as they are: scan's [groups, g, ...] would be laid out anew.
+    xs = jax.tree.map(lambda x: blocks.padded(x, g, axis=0), xs)
+    groups = -(-R // g)
+    one = jax.eval_shape(step, sums, jax.tree.map(lambda x: x[:g], xs))[1]
+    ys = jax.tree.map(lambda y: jnp.zeros((groups * g, *y.shape[1:]), y.dtype), one)
+
+    def group(i: jax.Array, carry: Any) -> Any:
+        sums, ys = carry
+        rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * g, g), xs)
+        sums, new = step(sums, rows)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * g, axis=0)
+        return sums, jax.tree.map(put, ys, new)
+
+    sums, ys = jax.lax.fori_loop(0, groups, group, (sums, ys))
+    return sums, jax.tree.map(lambda y: y[:R], ys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
