@@ -17,7 +17,7 @@ from rankjax.kernels import blocks
 from rankjax.masks import MaskRule
 
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
-STEP = 2**19  # scores of one step of the loop; short rows share a step
+STEP = 2**16  # scores of one step of the loop; short rows share a step
 
 
 def rows_of_a_step(shape: tuple[int, ...], keys: int, tile: tuple[int, int]) -> int:
@@ -55,7 +55,7 @@ def over_rows(step: Callable[[Any, Any], tuple[Any, Any]], sums: Any, xs: Any, g
 class Work:
     """q, k and v of g rows in blocks, their tokens, and the list of tiles with any work.
 
-    q, k, v: [blocks, g, H, block, width]; tokens [blocks, g, block]. order: int32, tiles numbered
+    q, k, v: [g, blocks, H, block, width]; tokens [g, blocks, block]. order: int32, tiles numbered
       query block * m + key block, those with work first; count: how many have.
     """
 
@@ -118,22 +118,22 @@ class Work:
 
     def whole(self, x: jax.Array, side: str) -> jax.Array:
         """Puts together what was cut as q (side "q") or as k and v ("k"): [g, length, H, width]."""
-        n, g, H, block, width = x.shape
-        x = x.transpose(1, 0, 3, 2, 4).reshape(g, n * block, H, width)
+        g, n, H, block, width = x.shape
+        x = x.swapaxes(2, 3).reshape(g, n * block, H, width)
         return x[:, : self.lengths[0 if side == "q" else 1]]
 
 
 def at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x[index]."""
-    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+    """Block `index` of what is cut: x[:, index]."""
+    return jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
 
 
 def put(x: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
-    """x with x[index] = new."""
-    return jax.lax.dynamic_update_index_in_dim(x, new, index, 0)
+    """x with x[:, index] = new."""
+    return jax.lax.dynamic_update_index_in_dim(x, new, index, axis=1)
 
 
 def _cut(x: jax.Array, block: int) -> jax.Array:
-    """[g, N, ...] -> [blocks, g, ..., block, width], ... the heads if any."""
-    x = blocks.cut(x, block, axis=1).swapaxes(0, 1)
+    """[g, N, ...] -> [g, blocks, ..., block, width], ... the heads if any."""
+    x = blocks.cut(x, block, axis=1)
     return x.swapaxes(2, 3) if x.ndim == 5 else x

@@ -44,8 +44,8 @@ def test_every_allowed_pair_is_met_once(g):
             allow = masks.MaskRule().allow(*work.pair(query, key)).sum(axis=2)
             return tile_loop.put(met, query, tile_loop.at(met, query) + allow[:, None, :, None])
 
-        n, rows, _, block, _ = work.q.shape
-        met = work.loop(count, jnp.zeros((n, rows, 1, block, 1), jnp.int32))
+        rows, n, _, block, _ = work.q.shape
+        met = work.loop(count, jnp.zeros((rows, n, 1, block, 1), jnp.int32))
         met_rn = work.whole(met, "q")[..., 0, 0]
         return total + met_rn.sum(), met_rn
 
