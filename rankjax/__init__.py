@@ -5,6 +5,8 @@ Rooms, in the order of reading and of imports: a room imports only rooms that st
 schema      what a row means: features, vocabularies, semantic groups, actions, tasks
 batch       Batch, Tokens and Features: the pytrees every model and metric takes
 sharding    the mesh of devices, and which array is split along which axis
+hosts       many processes that train as one: joining, agreeing, saying which of them failed
+host_watcher  the process beside each host that outlives it
 packing     several samples in one row: side by side, or jagged, without padding between
 papers      what a model file says of its paper: sizes, printed figures, open points
 data        logs on disk, samples, the loader, and the sources that write logs

@@ -1,20 +1,21 @@
 """Orbax: model, optimizer, tables and (seed, step), in one atomic save.
 
 The batch of a step is a pure function of (seed, step), so these two numbers are all that is needed
-to rebuild the Grain pipeline at the same place, for any number of hosts and workers.
+to rebuild the Grain pipeline at the same place, for any number of hosts and workers. On many hosts,
+which share the folder, all of them save and restore together, each what its devices hold.
 """
 
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rankjax import evaluate
+from rankjax import evaluate, hosts
 
 Tree = TypeVar("Tree")
 
@@ -67,33 +68,77 @@ def latest(folder: pathlib.Path) -> int | None:
     return max(steps(folder), default=None)
 
 
-def restore(folder: pathlib.Path, like: Tree, step: int | None = None) -> tuple[Tree, dict]:
+def restore(
+    folder: pathlib.Path,
+    like: Tree,
+    step: int | None = None,
+    rows: Mapping[str, int] | None = None,
+) -> tuple[Tree, dict]:
     """(tree, meta) of `step` (default: the newest), in the shapes, dtypes, shardings of `like`.
 
+    Devices and hosts may be others than those that saved.
+
+    Args:
+      rows: rows of every table, without what fills them up to a multiple of the devices: arrays
+        below "tables" and "table_optimizer" of `like` may have more, or fewer, of those.
     Raises:
       FileNotFoundError: there is no complete step.
-      ValueError: what was saved does not have the shapes of `like`.
+      ValueError: what was saved does not have the shapes of `like`, or cannot be read.
     """
     step = latest(folder) if step is None else step
     if step is None or step not in steps(folder):
         raise FileNotFoundError(f"{folder}: found steps {steps(folder)}, expected step {step}")
+    where = f"{folder}, step {step}"
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with _manager(folder) as manager:
-        found = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-            ),
-        )
-    for (path, got), want in zip(
-        jax.tree_util.tree_leaves_with_path(found["state"]), jax.tree.leaves(abstract)
-    ):
-        if got.shape != want.shape or got.dtype != want.dtype:
+    try:
+        saved = _saved_shapes(pathlib.Path(folder).absolute() / str(step) / "state")
+    except Exception as error:  # whatever Orbax meets in files that are not what they should be
+        raise ValueError(_broken(folder, step, error)) from error
+    refilled = False
+    for path, want in jax.tree_util.tree_leaves_with_path(abstract):
+        name = _name(path)
+        found = saved.get(name, (want.shape, want.dtype))
+        if found == (want.shape, want.dtype):
+            continue
+        least = (rows or {}).get(name.split("/")[1] if "table" in name.split("/")[0] else "")
+        filled = least is not None and min(found[0][0], want.shape[0]) >= least
+        if not filled or (found[0][1:], found[1]) != (want.shape[1:], want.dtype):
             raise ValueError(
-                f"{folder}, step {step}, {jax.tree_util.keystr(path)}: found {got.dtype}"
-                f"{list(got.shape)}, expected {want.dtype}{list(want.shape)}"
+                f"{where}, {jax.tree_util.keystr(path)}: found {found[1]}{list(found[0])}, "
+                f"expected {want.dtype}{list(want.shape)}"
             )
+        refilled = True
+    # Not strict: Orbax cuts off, or adds zeros. Only rows that nobody asks for.
+    state = ocp.args.StandardRestore(abstract, strict=not refilled)
+    try:
+        with _manager(folder) as manager:
+            found = manager.restore(
+                step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore())
+            )
+    except Exception as error:
+        raise ValueError(_broken(folder, step, error)) from error
     return found["state"], found["meta"]
+
+
+def _saved_shapes(state: pathlib.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """{path: (shape, dtype)} of the arrays of a saved tree."""
+    found = ocp.StandardCheckpointHandler().metadata(state)
+    found = getattr(found, "tree", found)
+    leaves = jax.tree_util.tree_leaves_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))
+    return {_name(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _broken(folder: pathlib.Path, step: int, error: Exception) -> str:
+    others = [x for x in steps(folder) if x != step]
+    return (
+        f"{folder}, step {step}: cannot be read ({type(error).__name__}: {error}); expected what "
+        f"`checkpoint.save` writes, whole. Without the folder {step}, training goes on from "
+        + (f"step {max(others)}" if others else "the start")
+    )
 
 
 def _step_of(line: str) -> float:
@@ -113,26 +158,36 @@ class Journal:
 
     def __init__(self, folder: pathlib.Path | None, tasks: int):
         self.folder, self.tasks = folder, tasks
+        # Host 0 writes the lines, each host its own predictions.
+        self.host, self.hosts = jax.process_index(), jax.process_count()
         self.scored: list[tuple[np.ndarray, np.ndarray]] = []
         self.saved_step, self.saved_parts = 0, 0
         self.meta: dict[str, Any] = {}
         self.board = None
 
     def resume(self, state: Any, meta: dict[str, Any]) -> Any:
+        """The newest saved state, or `state`; `meta` must be the saved run's ("rows" tables')."""
         self.meta = meta
         (self.folder / "progressive").mkdir(parents=True, exist_ok=True)
         if latest(self.folder / "checkpoints") is not None:
-            state, found = restore(self.folder / "checkpoints", state)
-            if found != meta:
+            state, found = restore(self.folder / "checkpoints", state, rows=meta["rows"])
+            if any(found.get(key, value) != value for key, value in meta.items()):
                 raise ValueError(f"{self.folder}: found a run of {found}, expected {meta}")
         step = int(state.step)
+        if self.host == 0:
+            self._resume_files(step)
+        hosts.wait("resume")  # the others may write parts only when old ones are gone
+        self.saved_step, self.saved_parts = step, len(self.scored)
+        return state
+
+    def _resume_files(self, step: int) -> None:
+        """Host 0 holds all predictions of before; what was written after the step goes."""
         for part in sorted((self.folder / "progressive").glob("*.npz")):
             if int(part.stem.split("-")[1]) > step:
                 part.unlink()
                 continue
             with np.load(part, allow_pickle=False) as saved:
                 self.scored.append((saved["impression"], saved["logits"]))
-        self.saved_step, self.saved_parts = step, len(self.scored)
         lines = self.folder / "metrics.jsonl"
         if lines.exists():
             kept = [x for x in lines.read_text().splitlines() if _step_of(x) <= step]
@@ -142,10 +197,9 @@ class Journal:
         from tensorboardX import SummaryWriter  # imported late: it costs half a second
 
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        return state
 
     def write(self, line: dict[str, Any]) -> None:
-        if self.folder is None:
+        if self.folder is None or self.host:
             return
         with (self.folder / "metrics.jsonl").open("a") as f:
             f.write(json.dumps(line) + "\n")
@@ -158,12 +212,14 @@ class Journal:
             return
         step = int(state.step)
         new = evaluate.Scored.of(self.scored[self.saved_parts :], self.tasks)
-        part = self.folder / "progressive" / f"{self.saved_step:08d}-{step:08d}.npz"
+        own = f"-{self.host}" if self.hosts > 1 else ""
+        part = self.folder / "progressive" / f"{self.saved_step:08d}-{step:08d}{own}.npz"
         with part.with_suffix(".tmp").open("wb") as f:
             np.savez(f, impression=new.impression, logits=new.logits)
         part.with_suffix(".tmp").rename(part)
         save(self.folder / "checkpoints", step, state, self.meta)
-        self.board.flush()
+        if self.board is not None:
+            self.board.flush()
         self.saved_step, self.saved_parts = step, len(self.scored)
 
     def close(self) -> None:

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Literal
 
+import jax
 import rich
 import rich.console
 import rich.progress
 import rich.table
 import tyro
 
-from rankjax import baseline, bench, catalogue, doctor, models, train
+from rankjax import baseline, bench, catalogue, doctor, hosts, models, sharding, train
 from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.scaling import presets, report, study, trial, workers
@@ -89,10 +90,14 @@ def train_one(
     budget: int | None = None,
     counters: bool = True,
     config: Annotated[train.TrainConfig, tyro.conf.arg(name="")] = train.TrainConfig(),  # noqa: B008
+    mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008
+    join: hosts.HostConfig = hosts.HostConfig(),  # noqa: B008
     test: bool = False,
     json: bool = False,
 ) -> None:
     """Train one model once over a log, resumably, and evaluate it.
+
+    On several hosts, run the same command on each, with `out` on a file system that they share.
 
     Args:
       log: a prepared log.
@@ -106,9 +111,12 @@ def train_one(
       budget: train on the newest n valid impressions of the train span.
       counters: the log's counters are among the features.
       config: optimizer, tables, batch, seed.
+      mesh: devices and strategy; all devices, a part of the batch on each, where not said.
+      join: how this process finds those of the other hosts.
       test: read the test span too.
       json: print JSON.
     """
+    hosts.join(join)
     opened = event_log.EventLog.open(log, verify=True, counters=counters)
     sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}
     chosen = samples.SampleConfig(organisation=organisation, history=history)
@@ -125,10 +133,11 @@ def train_one(
     with rich.progress.Progress(console=screen, disable=not screen.is_terminal) as bars:
         bar = bars.add_task("steps", total=None)
         result, timing = trial.run(
-            spec, opened, out, test=test,
+            spec, opened, out, test=test, place=sharding.chosen(mesh),
             on_step=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
-    commands.show({**result, **timing}, json)
+    if jax.process_index() == 0:
+        commands.show({**result, **timing}, json)
 
 
 def study_quick(
@@ -357,12 +366,17 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     command, rest = COMMANDS[argv[0]], argv[1:]
     prog = f"rankjax {argv[0]}"
+    with hosts.ending_at_once():
+        _run(command, prog, rest)
+
+
+def _run(command: Callable | dict[str, Callable], prog: str, args: list[str]) -> None:
     try:
         if callable(command):
-            tyro.cli(command, prog=prog, args=rest)
+            tyro.cli(command, prog=prog, args=args)
         else:
-            tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=rest)
-    except (ValueError, OSError, workers.Failed) as error:
+            tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=args)
+    except (ValueError, OSError, workers.Failed, hosts.HostError) as error:
         print(f"rankjax: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

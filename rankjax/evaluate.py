@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rankjax import embedding, metrics
+from rankjax import embedding, hosts, metrics, sharding
 from rankjax.batch import Batch
 from rankjax.data import event_log
 from rankjax.layers import auxiliary
@@ -90,21 +90,35 @@ class Scored:
 
 
 def stream(
-    scorer: Callable[[Batch], jax.Array], batches: Iterable[tuple[int, Batch]], tasks: int
+    scorer: Callable[[Batch], jax.Array],
+    batches: Iterable[tuple[int, Batch]],
+    tasks: int,
+    place: sharding.Placement | None = None,
 ) -> Scored:
-    """Scores every valid impression of `batches` ((step, Batch) pairs) with `scorer`."""
+    """Scores every valid impression of `batches` ((step, Batch) pairs) with `scorer`.
+
+    place: of a mesh, where `batches` are this host's rows; every host gets what all have scored.
+    """
 
     def pairs():
         waiting = None  # one batch in flight: the host gathers while the device scores
         for _, batch in batches:
-            logits = scorer(batch.without_impression())
+            rows = batch.without_impression()
+            logits = scorer(rows if place is None else place.put(rows))
             if waiting is not None:
                 yield waiting
             waiting = (batch.impression, logits)
         if waiting is not None:
             yield waiting
 
-    return Scored.of(pairs(), tasks)
+    return joined(((rows, sharding.local(x)) for rows, x in pairs()), tasks)
+
+
+def joined(pairs: Iterable[tuple[np.ndarray, Any]], tasks: int) -> Scored:
+    """`Scored.of` this host's pairs, and behind them the other hosts'."""
+    own = Scored.of(pairs, tasks)
+    parts = hosts.gathered(own.impression), hosts.gathered(own.logits)
+    return Scored(*map(np.concatenate, parts))
 
 
 def labels_of(log: event_log.EventLog, impression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

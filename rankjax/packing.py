@@ -174,6 +174,57 @@ def assign(
     return row_r
 
 
+def dealt(entries: np.ndarray, shares: int) -> np.ndarray:
+    """An order of rows [R] in which `shares` equal parts have about equally many entries.
+
+    The longest row first, each to the part with the least entries that has a place left. Equal
+    input gives equal output. Raises ValueError for rows that are no multiple of `shares`.
+    """
+    if len(entries) % shares:
+        raise ValueError(f"packing: {len(entries)} rows in {shares} shares, expected a multiple")
+    places = len(entries) // shares
+    load, parts = np.zeros(shares, np.int64), [[] for _ in range(shares)]
+    for row in np.argsort(-entries, kind="stable"):
+        there = [len(part) < places for part in parts]
+        share = int(np.argmin(np.where(there, load, np.iinfo(np.int64).max)))
+        parts[share].append(int(row))
+        load[share] += entries[row]
+    return np.concatenate([np.sort(part) for part in parts]).astype(np.int64)
+
+
+def pack_shares(
+    batch: Batch, shares: int, *, history: int, candidates: int, rows: int | None = None
+) -> Batch:
+    """`pack_jagged` for so many devices: each gets samples of about equally many entries.
+
+    How many samples a device gets follows from their lengths, and so do its rows; all get as many
+    rows as the one that needs most, or `rows`. The loss is a mean over all of them, so that a
+    device's gradient counts by what it holds (MTGR's dynamic batch size, arXiv 2505.18654).
+    Shapes: [shares * rows, history] and [shares * rows, candidates]; share s is rows s * rows to
+    (s + 1) * rows - 1.
+    """
+    lengths = [mask.sum(axis=1) for mask in (batch.history_mask, batch.candidate_mask)]
+    entries = np.where(lengths[1] > 0, lengths[0] + lengths[1], 0)
+    load, share_r = np.zeros(shares, np.int64), np.zeros(len(entries), np.int64)
+    for row in np.argsort(-entries, kind="stable"):
+        share_r[row] = np.argmin(load)
+        load[share_r[row]] += entries[row]
+    sizes = {"history_slots": history, "candidate_slots": candidates}
+    placed = [assign(*(x[share_r == s] for x in lengths), **sizes) for s in range(shares)]
+    if rows is None:
+        rows = max(1, *(1 + row.max(initial=-1) for row in placed))
+    samples = max(1, *(np.bincount(row[row >= 0]).max(initial=1) for row in placed))
+    packed = [
+        pack_jagged(
+            jax.tree.map(lambda x, s=s: x[share_r == s], batch),
+            **{"history": history, "candidates": candidates},
+            **{"rows": rows, "samples": int(samples)},
+        )
+        for s in range(shares)
+    ]
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *packed)
+
+
 def padding_share(batch: Batch) -> dict[str, float]:
     """The share of the slots that are padding, of either side of a batch, packed or not."""
     masks = {"history": batch.history_mask, "candidate": batch.candidate_mask}

@@ -7,9 +7,11 @@ so that "unique" and the rows looked up are [devices * U, ...], a part of each d
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from rankjax import embedding, exchange, sharding
@@ -53,14 +55,22 @@ class Sharded:
 
     def gather(self, tables: Tables, ids: Ids) -> Tables:
         """The rows that each device asks for; zeros at unused positions."""
+        return self.fetch(tables, ids)[0]
 
-        def fetch(tables: Tables, unique: Any) -> Tables:
-            return {
-                name: exchange.fetch(table, unique[name], self.split)[0]
+    def fetch(self, tables: Tables, ids: Ids) -> tuple[Tables, dict[str, jax.Array]]:
+        """`gather`, and the rounds of exchange that every array took, int32 []."""
+
+        def fetch(tables: Tables, unique: Any) -> tuple[Tables, dict[str, jax.Array]]:
+            found = {
+                name: exchange.fetch(table, unique[name], self.split)
                 for name, table in tables.items()
             }
+            return {k: rows for k, (rows, _) in found.items()}, {
+                k: n for k, (_, n) in found.items()
+            }
 
-        return self._each(fetch, tables, ids.unique)
+        spec = PartitionSpec(sharding.AXES)
+        return self._each(fetch, tables, ids.unique, out_specs=(spec, PartitionSpec()))
 
     def features(
         self, layout: Layout, rows: Tables, ids: Ids, batch: Batch
@@ -74,7 +84,11 @@ class Sharded:
         tables = embedding.init(key, schema, config, layout)
         return jax.lax.with_sharding_constraint(tables, self.place.rows)
 
-    def update(
+    def update(self, *args: Any) -> tuple[Tables, Tables]:
+        """As `embedding.update`; see `send`."""
+        return self.send(*args)[:2]
+
+    def send(
         self,
         tables: Tables,
         optimizer: Tables,
@@ -82,9 +96,10 @@ class Sharded:
         row_gradients: Tables,
         config: TableConfig,
         rates: dict[str, jax.Array],
-    ) -> tuple[Tables, Tables]:
-        """The gradients of one row that several devices hold are added up before the update.
+    ) -> tuple[Tables, Tables, dict[str, jax.Array]]:
+        """`update`, and the rounds of exchange that every array took, int32 [].
 
+        The gradients of one row that several devices hold are added up before the update.
         Raises NotImplementedError with `config.clip`: the norm is known after the exchange only.
         """
         if config.clip is not None:
@@ -95,12 +110,12 @@ class Sharded:
 
         def send(
             tables: Tables, optimizer: Tables, unique: Any, gradients: Tables, rates: Any
-        ) -> tuple[Tables, Tables]:
-            out: tuple[Tables, Tables] = {}, {}
+        ) -> tuple[Tables, Tables, dict[str, jax.Array]]:
+            out: tuple[dict, dict, dict] = {}, {}, {}
             for name, table in tables.items():
                 # Row 0, the first position of every device, never learns.
                 own = jax.tree.map(lambda g: g.at[0].set(0.0), gradients[name])
-                state, _ = exchange.send(
+                state, out[2][name] = exchange.send(
                     (table, optimizer[name]),
                     unique[name],
                     own,
@@ -110,21 +125,38 @@ class Sharded:
                 out[0][name], out[1][name] = state
             return out
 
-        spec = PartitionSpec(sharding.AXES)
-        run = jax.shard_map(
-            send,
-            mesh=self.mesh,
-            in_specs=(spec, spec, spec, spec, PartitionSpec()),
-            out_specs=spec,
-            check_vma=False,
-        )
-        return run(tables, optimizer, ids.unique, row_gradients, rates)
+        spec, whole = PartitionSpec(sharding.AXES), PartitionSpec()
+        args = tables, optimizer, ids.unique, row_gradients, rates
+        in_specs, out_specs = (spec, spec, spec, spec, whole), (spec, spec, whole)
+        return self._each(send, *args, in_specs=in_specs, out_specs=out_specs)
 
-    def _each(self, function: Any, *args: Any) -> Any:
-        """function on every device's part of the leading axes."""
+    def exchanged(
+        self, tables: Tables, ids: Ids, fetched: dict[str, jax.Array], sent: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """What a step has exchanged, for arrays and the rounds that they took.
+
+        Returns: "fetch_rounds" and "send_rounds", of the array that took most; "bytes" that each
+          device sent to others, all arrays and rounds, float32.
+        """
+        total = jnp.float32(0)
+        for name, table in tables.items():
+            row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in table.values())
+            count = ids.unique[name].shape[0] // self.mesh.size
+            once = exchange.bytes_of_round(self.split, count, row)
+            total += fetched[name] * (once["ids"] + once["rows"])
+            total += sent[name] * once["gradients"]
+        most = lambda rounds: jnp.stack(list(rounds.values())).max()
+        return {"fetch_rounds": most(fetched), "send_rounds": most(sent), "bytes": total}
+
+    def _each(self, function: Any, *args: Any, in_specs: Any = None, out_specs: Any = None) -> Any:
+        """function on every device; what no specs are given for is split along the leading axis."""
         spec = PartitionSpec(sharding.AXES)
         run = jax.shard_map(
-            function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs or spec,
+            out_specs=out_specs or spec,
+            check_vma=False,
         )
         return run(*args)
 

@@ -73,11 +73,15 @@ class MeshConfig:
 
 
 def mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices [replica, data, model], those of one host side by side along the last axes.
+    """The devices [replica, data, model], slice by slice and host by host in their order.
 
+    So a host's devices lie side by side along the last axes, and hold successive rows of a batch.
     Raises ValueError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    # CPUs and GPUs have no slices; a TPU's process is of one slice.
+    order = lambda d: (getattr(d, "slice_index", None) or 0, d.process_index, d.id)
+    devices = sorted(devices, key=order)
     fixed = config.replica * config.model
     data = len(devices) // fixed if config.data == -1 else config.data
     if fixed * data != len(devices) or data < 1:
@@ -159,6 +163,16 @@ class Placement:
         one = lambda x: self.of(("batch", *[None] * (x.ndim - 1)), x.shape)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, one(x)), tree)
 
+    def put(self, tree: Any) -> Any:
+        """The global arrays of which every host holds its rows: [R / hosts, ...] -> [R, ...]."""
+        one = lambda x: jax.make_array_from_process_local_data(self.rows, np.asarray(x))
+        return jax.tree.map(one, tree)
+
+    @property
+    def hosts(self) -> tuple[int, int]:
+        """(this process's number, how many there are): which rows of a batch to `put`."""
+        return jax.process_index(), jax.process_count()
+
     @property
     def rows(self) -> NamedSharding:
         """Of a table's rows, and of a batch's while tables are read: over all axes."""
@@ -172,6 +186,20 @@ class Placement:
 def placement(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Placement:
     """Of a configuration; raises as `mesh` does."""
     return Placement(mesh(config, devices), config.strategy)
+
+
+def chosen(config: MeshConfig) -> Placement | None:
+    """`placement` on all devices of all hosts; None for one device, which needs no mesh."""
+    one = config.data * config.model * config.replica == 1
+    return None if one or len(jax.devices()) == 1 else placement(config)
+
+
+def local(x: jax.Array | np.ndarray) -> np.ndarray:
+    """This host's rows of an array that is split along its first axis only."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x)
+    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def _text(path: Any) -> str:

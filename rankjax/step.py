@@ -127,7 +127,9 @@ def _program(
     static = (model, lib, layout, optimizer, tables, task_weights, stochastic, place)
     step = functools.partial(_step, *static)
     score = functools.partial(evaluate.score, model, layout, lib=lib)
-    return Program(model, lib, layout, jax.jit(step, donate_argnums=0), jax.jit(score))
+    # As the batch came in: every host reads the predictions of its own rows.
+    score = jax.jit(score, out_shardings=None if place is None else place.rows)
+    return Program(model, lib, layout, jax.jit(step, donate_argnums=0), score)
 
 
 def _step(
@@ -145,7 +147,10 @@ def _step(
     key: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
     ids = lib.deduplicate(layout, batch)
-    rows = lib.gather(state.tables, ids)
+    if place is None:
+        rows = lib.gather(state.tables, ids)
+    else:
+        rows, fetched = lib.fetch(state.tables, ids)
     rngs = {"dropout": jax.random.fold_in(key, state.step)}
 
     def objective(params, rows):
@@ -185,9 +190,11 @@ def _step(
     # A zero gradient leaves rows and accumulators as they are, without a copy of the tables.
     row_grads = jax.tree.map(lambda g: jnp.where(ok, g, 0), row_grads)
     table_rates = {"embedding": rates["tables"], "bias": rates["biases"]}
-    new_tables, table_state = lib.update(
-        state.tables, state.table_optimizer, ids, row_grads, tables, table_rates
-    )
+    update = state.tables, state.table_optimizer, ids, row_grads, tables, table_rates
+    if place is None:
+        new_tables, table_state = lib.update(*update)
+    else:
+        new_tables, table_state, sent = lib.send(*update)
     new = State(
         state.step + ok.astype(jnp.int32),
         ok,
@@ -197,9 +204,12 @@ def _step(
         table_state,
         aux_weights,
     )
+    out = {"loss": total, "ok": ok, "logits": logits_rck, "parts": parts, "grad_norm": norms}
     if place is not None:
         new = jax.lax.with_sharding_constraint(new, shardings(new, place))
-    out = {"loss": total, "ok": ok, "logits": logits_rck, "parts": parts, "grad_norm": norms}
+        # As the batch came in: every host reads the predictions of its own rows.
+        out["logits"] = jax.lax.with_sharding_constraint(logits_rck, place.rows)
+        out["exchange"] = lib.exchanged(state.tables, ids, fetched, sent)
     return new, out
 
 
@@ -212,7 +222,8 @@ def init(
 ) -> State:
     """A fresh state; `batch` gives shapes only. Deterministic in config.seed.
 
-    On a mesh every device makes its own part, and no host ever holds a whole table.
+    On a mesh every device makes its own part, and no host ever holds a whole table; every host
+    gives its own rows of a batch.
     """
     prog = program(model_config, schema, config, place)
 
@@ -237,7 +248,8 @@ def init(
             {name: jnp.float32(weight) for name, weight in aux_weights.items()},
         )
 
-    args = jax.random.key(config.seed), batch.without_impression()
+    batch = batch.without_impression()
+    args = jax.random.key(config.seed), batch if place is None else place.put(batch)
     own = None if place is None else shardings(jax.eval_shape(make, *args), place)
     return jax.jit(make, out_shardings=own)(*args)
 

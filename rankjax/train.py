@@ -1,16 +1,21 @@
-"""The loop: one pass over the samples, scoring each batch before learning from it."""
+"""The loop: one pass over the samples, scoring each batch before learning from it.
 
+On one device, or on a mesh of devices of one or many hosts: then every host runs the loop with its
+own rows of each batch, and all of them save, stop and fail together.
+"""
+
+import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankjax import checkpoint, evaluate
+from rankjax import checkpoint, embedding, evaluate, hosts, sharding
 from rankjax.batch import Batch
 from rankjax.data import event_log, loader, samples
 from rankjax.step import Program, State, TrainConfig, build_model, init, program, rates_of
@@ -39,11 +44,23 @@ class NonFiniteLoss(FloatingPointError):
 
 
 def batches(
-    log: event_log.EventLog, config: TrainConfig, chosen: samples.Samples
+    log: event_log.EventLog,
+    config: TrainConfig,
+    chosen: samples.Samples,
+    place: sharding.Placement | None = None,
 ) -> loader.Batches:
-    """The batches of one pass; each holds `config.batch` impressions on average."""
+    """The batches of one pass; each holds `config.batch` impressions on average.
+
+    Of a mesh, this host's rows of them; which samples a step holds is the same on every mesh.
+    """
     size = loader.batch_samples_for(chosen, config.batch)
-    return loader.Batches(log, chosen, batch_samples=size, order=config.order, seed=config.seed)
+    shares = {}
+    if place is not None:
+        process, count = place.hosts
+        shares = {"shares": place.mesh.size, "process_index": process, "process_count": count}
+    return loader.Batches(
+        log, chosen, batch_samples=size, order=config.order, seed=config.seed, **shares
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,51 +82,78 @@ def run(
     *,
     start_from: State | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    place: sharding.Placement | None = None,
 ) -> Run:
     """Trains once over `train_samples`; with a folder, saves and resumes there.
 
     Ctrl-C saves and re-raises. A run killed at any moment resumes at its newest checkpoint and ends
-    with the same bits as one that was never killed (on CPU).
+    with the same bits as one that was never killed (on CPU). On a mesh it may resume on another
+    mesh, and on another number of hosts; then the same up to rounding.
 
     Args:
+      folder: which all hosts share; needed where there are several.
       start_from: go on learning from this trained state (parameters, tables, both optimizers), as
         the next day's data do; steps and schedule begin anew, the state itself stays usable.
       on_step: called with (steps done, steps in all).
+      place: a mesh (`sharding.placement`), of all devices of all hosts; None = one device.
     Raises:
       NonFiniteLoss: loss or gradients became NaN or Inf; says at which step and batch.
+      hosts.HostError: the hosts' logs, settings or clocks differ.
     """
-    epoch = batches(log, config, train_samples)
+    if place is not None and folder is None and not hosts.alone():
+        raise ValueError("train.run: folder=None, expected a folder that all hosts share")
+    epoch = batches(log, config, train_samples, place)
+    rows = dict(embedding.plan(log.schema, config.tables).arrays)
+    hosts.check_same(
+        {"log": log.fingerprint, "model": model_config, "training": config, "steps": len(epoch)}
+    )
     if start_from is None:
-        state = init(model_config, log.schema, config, epoch[0])
+        state = init(model_config, log.schema, config, epoch[0], place)
     else:
         state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=jnp.int32(0)))
     journal = checkpoint.Journal(folder, len(log.schema.tasks))
     if folder is not None:
-        state = journal.resume(state, {"seed": config.seed, "steps": len(epoch)})
-    loop = _Loop(program(model_config, log.schema, config), config, epoch, journal, on_step)
+        meta = {"seed": config.seed, "steps": len(epoch), "rows": rows}
+        state = journal.resume(state, meta)
+    prog = program(model_config, log.schema, config, place)
+    loop = _Loop(prog, config, epoch, journal, on_step, place)
+    with _watched(loop, folder), hosts.Stop().listening() as loop.stop:
+        try:
+            state = loop.go(state)
+        except KeyboardInterrupt:
+            if hosts.alone():  # of many, one cannot save by itself
+                loop.flush()
+                journal.save(loop.state)
+            raise
+        finally:
+            journal.close()
+    progressive = evaluate.joined(journal.scored, len(log.schema.tasks))
+    return Run(state, progressive, len(epoch) - loop.first, loop.seconds)
+
+
+@contextlib.contextmanager
+def _watched(loop: "_Loop", folder: pathlib.Path | None) -> Iterator[None]:
+    """Of several hosts, each is watched: where one ends badly, the others' watchers tell."""
+    if folder is None or hosts.alone():
+        yield
+        return
+    watch = loop.watch = hosts.Watch(folder)
     try:
-        state = loop.go(state)
-    except KeyboardInterrupt:
-        loop.flush()
-        journal.save(loop.state)
+        yield
+    except BaseException as error:
+        watch.end(error)
         raise
-    finally:
-        journal.close()
-    progressive = evaluate.Scored.of(journal.scored, len(log.schema.tasks))
-    return Run(
-        state,
-        progressive,
-        len(epoch) - loop.first,
-        loop.seconds,
-    )
+    watch.end()
 
 
 class _Loop:
     """The loop's own bookkeeping: the newest state, clocks, and counts of padding."""
 
-    def __init__(self, prog, config, batches, journal, on_step):
+    def __init__(self, prog, config, batches, journal, on_step, place):
         self.prog, self.config, self.batches = prog, config, batches
-        self.journal, self.on_step = journal, on_step
+        self.journal, self.on_step, self.place = journal, on_step, place
+        self.watch: hosts.Watch | None = None
+        self.stop = hosts.Stop()
         self.state: State | None = None
         self.pending: list[tuple[int, np.ndarray, dict]] = []  # steps not yet fetched
         self.began, self.first = 0.0, 0
@@ -129,7 +173,7 @@ class _Loop:
             _, batch = next(stream)
             self.seconds["wait"] += time.monotonic() - asked
             self._count(batch)
-            args = batch.without_impression(), rates(step), key
+            args = self._placed(batch), rates(step), key
             self.state, out = self.prog.step(self.state, *args)
             self.pending.append((step, batch.impression, out))
             if step == first:
@@ -138,13 +182,23 @@ class _Loop:
             last = step + 1 == total
             if last or len(self.pending) == self.config.log_every:
                 self.flush()
-                if last or time.monotonic() - saved > self.config.checkpoint_seconds:
+                due = time.monotonic() - saved > self.config.checkpoint_seconds
+                due, stop = hosts.any_of(due or last, self.stop.wished)
+                if due or stop:
                     self.journal.save(self.state)
                     saved = time.monotonic()
+                if self.watch:
+                    self.watch.at(step + 1)
                 if self.on_step:
                     self.on_step(step + 1, total)
+                if stop:
+                    raise KeyboardInterrupt(f"asked to stop; saved after step {step + 1}")
         self.seconds["total"] = time.monotonic() - self.began
         return self.state
+
+    def _placed(self, batch: Batch) -> Batch:
+        batch = batch.without_impression()
+        return batch if self.place is None else self.place.put(batch)
 
     def _count(self, batch: Batch) -> None:
         for sample in (batch.history_sample, batch.candidate_sample):
@@ -170,7 +224,7 @@ class _Loop:
                     step,
                     self.state,
                 )
-            scored = impression, np.asarray(out["logits"])
+            scored = impression, sharding.local(out["logits"])
             losses.append(float(out["loss"]))
             # Fetching waits for the device: a Ctrl-C comes there, and finds the step still pending.
             del self.pending[0]
@@ -181,6 +235,7 @@ class _Loop:
                 "loss": float(np.mean(losses)),
                 **{k: float(v) for k, v in out["parts"].items()},
                 **{f"grad_norm/{k}": float(v) for k, v in out["grad_norm"].items()},
+                **{f"exchange/{k}": float(v) for k, v in out.get("exchange", {}).items()},
                 "padding_share": 1 - self.valid / max(self.slots, 1),
                 "loader_wait_share": self.seconds["wait"] / max(elapsed, 1e-9),
                 "steps_per_second": (step + 1 - self.first) / max(elapsed, 1e-9),

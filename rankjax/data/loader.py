@@ -1,7 +1,7 @@
 """Batches gathered from a log: pure functions of (seed, step), prefetched through Grain.
 
 A batch is gathered whole with vectorised NumPy from memory-mapped columns. Nothing about it depends
-on the number of threads or of hosts: host p of P takes rows p B / P .. (p + 1) B / P of the global
+on the number of threads or of hosts: host p of P takes rows p R / P .. (p + 1) R / P of the global
 batch, and a run that stopped goes on with `stream(batches, start=step)`.
 """
 
@@ -11,6 +11,7 @@ from typing import Literal
 import grain
 import numpy as np
 
+from rankjax import packing
 from rankjax.batch import Batch
 from rankjax.data import event_log
 from rankjax.data import samples as samples_module
@@ -60,14 +61,17 @@ class Batches:
       log, samples: what `EventLog.open` and `samples.build` gave.
       batch_samples: samples of the global batch B; the last batch is filled up with empty rows
         (no history, no candidates), so that nothing is dropped.
+      shares: of equally many rows, one for each device; the batch's samples are dealt out so that
+        shares have about equally many entries, and empty rows fill up to R, a multiple of them.
+        Which samples a step holds does not depend on it.
       order: "time", the order of the samples; "shuffled", a permutation drawn from `seed`.
-      process_index, process_count: this host's share, rows [p B / P, (p + 1) B / P) of each batch.
+      process_index, process_count: this host's part, rows [p R / P, (p + 1) R / P) of each batch.
     Attributes:
       shapes: at most four (S, C); a step takes the smallest that holds its global batch, so that
         all hosts agree.
     Raises:
-      ValueError: a batch size that is no multiple of process_count, an unknown order, a derived
-        feature that this log cannot give.
+      ValueError: rows that are no multiple of process_count, an unknown order, a derived feature
+        that this log cannot give.
     """
 
     def __init__(
@@ -76,15 +80,21 @@ class Batches:
         samples: samples_module.Samples,
         *,
         batch_samples: int,
+        shares: int = 1,
         order: Literal["time", "shuffled"] = "time",
         seed: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        if batch_samples < 1 or process_count < 1 or batch_samples % process_count:
+        if batch_samples < 1 or shares < 1:
             raise ValueError(
-                f"Batches: batch_samples={batch_samples}, expected a positive multiple of "
-                f"process_count={process_count}"
+                f"Batches: batch_samples={batch_samples}, shares={shares}, expected at least 1"
+            )
+        rows = batch_samples + -batch_samples % shares
+        if process_count < 1 or rows % process_count:
+            raise ValueError(
+                f"Batches: batch_samples={batch_samples}, {rows} rows in {shares} shares, expected "
+                f"a multiple of process_count={process_count}"
             )
         if not 0 <= process_index < process_count:
             raise ValueError(
@@ -95,8 +105,9 @@ class Batches:
         samples_module.check_derived(log)
         self.log, self.samples, self.schema = log, samples, log.schema
         self.batch_samples, self.order, self.seed = batch_samples, order, seed
-        share = batch_samples // process_count
-        self._share = slice(process_index * share, (process_index + 1) * share)
+        self.rows, self.shares = rows, shares
+        part = rows // process_count
+        self._part = slice(process_index * part, (process_index + 1) * part)
         self._permutation = None
         if order == "shuffled":
             self._permutation = np.random.default_rng(seed).permutation(len(samples))
@@ -117,23 +128,31 @@ class Batches:
         return np.maximum.reduceat(counts, np.arange(0, len(counts), self.batch_samples))
 
     def sample_ids(self, step: int) -> np.ndarray:
-        """Which samples the global batch of a step holds: int64 [B], -1 = an empty row."""
+        """Which sample each row of the global batch holds: int64 [R], -1 = an empty row."""
         if not 0 <= step < len(self):
             raise IndexError(f"Batches: found step {step}, expected 0 .. {len(self) - 1}")
         at = np.arange(step * self.batch_samples, (step + 1) * self.batch_samples)
         inside = at < len(self.samples)
         at = np.minimum(at, len(self.samples) - 1)
         ids = at if self._permutation is None else self._permutation[at]
-        return np.where(inside, ids, -1)
+        ids = np.where(inside, ids, -1)
+        ids = np.concatenate([ids, np.full(self.rows - self.batch_samples, -1)])
+        if self.shares == 1:
+            return ids
+        events, candidates = self._sizes(ids)
+        return ids[packing.dealt(np.where(ids >= 0, events + candidates, 0), self.shares)]
 
     def shape(self, step: int) -> tuple[int, int]:
         """(S, C) of a step's batch."""
         ids = self.sample_ids(step)
-        ids = ids[ids >= 0]
-        offsets = self.samples.candidate_offsets
-        S = (self.samples.event_end[ids] - self.samples.event_start[ids]).max()
-        C = (offsets[ids + 1] - offsets[ids]).max()
+        S, C = (sizes.max() for sizes in self._sizes(ids[ids >= 0]))
         return next(shape for shape in self.shapes if shape[0] >= S and shape[1] >= C)
+
+    def _sizes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(events, candidates) of these samples."""
+        samples, offsets = self.samples, self.samples.candidate_offsets
+        events = samples.event_end[ids] - samples.event_start[ids]
+        return events, offsets[ids + 1] - offsets[ids]
 
     def _take(self, file: str, name: str, rows: np.ndarray) -> np.ndarray:
         """Values of `rows`, whatever for rows outside the file (the caller masks them)."""
@@ -150,9 +169,9 @@ class Batches:
         return (values - np.float32(f.shift)) / np.float32(f.scale)
 
     def __getitem__(self, step: int) -> Batch:
-        """This host's rows of the batch: arrays [B / P, ...] as `Batch` says, NumPy."""
+        """This host's rows of the batch: arrays [R / P, ...] as `Batch` says, NumPy."""
         S, C = self.shape(step)
-        ids = self.sample_ids(step)[self._share]
+        ids = self.sample_ids(step)[self._part]
         samples, real = self.samples, ids >= 0
         ids = np.maximum(ids, 0)
         user = np.where(real, samples.user[ids], 0)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rankjax import checkpoint, evaluate, flops, train
+from rankjax import checkpoint, embedding, evaluate, flops, hosts, sharding, train
 from rankjax.data import event_log, loader, samples
 from rankjax.data.sources import synthetic
 from rankjax.scaling import folders, ladder, sizes
@@ -67,6 +67,7 @@ def run(
     *,
     test: bool,
     on_step: Callable[[int, int], None] | None = None,
+    place: sharding.Placement | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains (or resumes, or finds trained) and evaluates; returns (result, timing) of one row.
 
@@ -81,15 +82,19 @@ def run(
     result |= sizes.columns(spec.model, spec.training, log.schema, epoch)
     result |= {"samples": len(train_samples.impressions), "budget": spec.budget}
     result |= {"batch": spec.training.batch, "test_read": test, "failed": None}
-    _claim(spec, log, folder)  # only what can be trained
+    if jax.process_index() == 0:
+        _claim(spec, log, folder)  # only what can be trained
+    hosts.wait("claim")
     scored, seconds, trained = {}, {"total": 0.0, "first": 0.0, "wait": 0.0}, began
     steps = 0
     try:
-        done = train.run(log, spec.model, spec.training, train_samples, folder, on_step=on_step)
+        done = train.run(
+            log, spec.model, spec.training, train_samples, folder, on_step=on_step, place=place
+        )
         trained, seconds, steps = time.monotonic(), done.seconds, done.steps_now
         scored["progressive"] = done.progressive
         for span in ("validation", "test") if test else ("validation",):
-            scored[span] = score_span(spec, log, done.state, span)
+            scored[span] = score_span(spec, log, done.state, span, place)
     except train.NonFiniteLoss as error:  # an outcome (a rate too high), not an accident
         result["failed"] = str(error)
     undefined = {}
@@ -138,22 +143,33 @@ def _claim(spec: Trial, log: event_log.EventLog, folder: pathlib.Path) -> None:
 
 
 def score_span(
-    spec: Trial, log: event_log.EventLog, state: train.State, span: str
+    spec: Trial,
+    log: event_log.EventLog,
+    state: train.State,
+    span: str,
+    place: sharding.Placement | None = None,
 ) -> evaluate.Scored:
     """Held-out predictions of a trained state for every impression of a span."""
-    prog = train.program(spec.model, log.schema, spec.training)
+    prog = train.program(spec.model, log.schema, spec.training, place)
     held_out = _samples(log, spec.samples, span, None)
-    batches = train.batches(log, dataclasses.replace(spec.training, order="time"), held_out)
+    in_time = dataclasses.replace(spec.training, order="time")
+    batches = train.batches(log, in_time, held_out, place)
     score = functools.partial(prog.score, state.params, state.tables)
-    return evaluate.stream(score, loader.stream(batches), len(log.schema.tasks))
+    return evaluate.stream(score, loader.stream(batches), len(log.schema.tasks), place)
 
 
-def restore(spec: Trial, log: event_log.EventLog, folder: pathlib.Path) -> train.State:
-    """The trained state that `run` left in the trial's folder."""
+def restore(
+    spec: Trial,
+    log: event_log.EventLog,
+    folder: pathlib.Path,
+    place: sharding.Placement | None = None,
+) -> train.State:
+    """The trained state that `run` left in the trial's folder, whatever mesh it trained on."""
     train_samples = _samples(log, spec.samples, "train", spec.budget)
-    batch = train.batches(log, spec.training, train_samples)[0]
-    like = train.init(spec.model, log.schema, spec.training, batch)
-    return checkpoint.restore(folder / "checkpoints", like)[0]
+    batch = train.batches(log, spec.training, train_samples, place)[0]
+    like = train.init(spec.model, log.schema, spec.training, batch, place)
+    rows = dict(embedding.plan(log.schema, spec.training.tables).arrays)
+    return checkpoint.restore(folder / "checkpoints", like, rows=rows)[0]
 
 
 def _metrics(

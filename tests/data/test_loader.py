@@ -280,8 +280,8 @@ def test_batch_samples_for(tmp_path):
 @pytest.mark.parametrize(
     "options, match",
     [
-        (dict(batch_samples=6, process_count=4), "batch_samples=6, expected a positive multiple"),
-        (dict(batch_samples=0), "batch_samples=0, expected a positive multiple"),
+        (dict(batch_samples=6, process_count=4), "a multiple of process_count=4"),
+        (dict(batch_samples=0), "batch_samples=0, shares=1, expected at least 1"),
         (dict(batch_samples=6, process_index=2, process_count=2), "process_index=2, expected 0 .."),
         (dict(batch_samples=6, order="random"), "order='random', expected 'time' or 'shuffled'"),
     ],

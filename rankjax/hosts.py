@@ -1,0 +1,262 @@
+"""Many processes ("hosts") that train as one: joining, agreeing, and saying which of them failed.
+
+Every process runs the same program; JAX's coordination service (in process 0) knows them all. What
+they must have in common is compared before anything is computed, decisions that a clock or a signal
+takes are taken for all at once, and a process beside each host stays behind when that one ends
+badly, to say which host ended first.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+CLOCK = 30.0  # seconds by which clocks may differ
+GRACE = 3.0  # seconds in which the other hosts' ends are noted too
+WATCHER = pathlib.Path(__file__).with_name("host_watcher.py")
+
+
+class HostError(RuntimeError):
+    """Hosts cannot train together; names the host and the cause."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """How this process finds the others; nothing given = it is alone.
+
+    auto: by the environment (Cloud TPU, SLURM, Open MPI, Kubernetes), as
+      `jax.distributed.initialize` finds it. Or else all of coordinator ("address:port" of process
+      0), count (processes) and index (of this one).
+    timeout: seconds to wait for the others to come.
+    """
+
+    auto: bool = False
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+    timeout: int = 300
+
+
+def join(config: HostConfig) -> None:
+    """Joins the others; before anything else of JAX is used. Nothing to do for a lone process.
+
+    Raises HostError, naming this host, for an incomplete configuration, a port of the coordinator
+    that is taken, and a coordinator that cannot be reached in time.
+    """
+    explicit = {name: getattr(config, name) for name in ("coordinator", "count", "index")}
+    if config.auto:
+        jax.distributed.initialize(initialization_timeout=config.timeout)
+        return
+    given = [name for name, value in explicit.items() if value is not None]
+    if not given:
+        return
+    if len(given) < len(explicit):
+        raise HostError(f"hosts: found {explicit}, expected all of them, or none, or auto")
+    if not 0 <= config.index < config.count:
+        raise HostError(f"hosts: index={config.index}, expected 0 .. {config.count - 1}")
+    _meet(config)
+    jax.distributed.initialize(
+        config.coordinator,
+        config.count,
+        config.index,
+        initialization_timeout=config.timeout,
+    )
+
+
+def _meet(config: HostConfig) -> None:
+    """What XLA would end the process for, as an error: the port is taken, nobody listens there."""
+    me = f"host {config.index} of {config.count} ({socket.gethostname()})"
+    address, _, port = config.coordinator.rpartition(":")
+    if not address or not port.isdigit():
+        raise HostError(
+            f"{me}: coordinator {config.coordinator!r}, expected address:port of host 0"
+        )
+    if config.index == 0:
+        try:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", int(port)))
+        except OSError as error:
+            raise HostError(
+                f"{me}: cannot serve the others at {config.coordinator} ({error}); expected a "
+                "free port, the same for all hosts"
+            ) from error
+        return
+    end = time.monotonic() + config.timeout
+    while True:
+        try:
+            socket.create_connection((address, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise HostError(
+                    f"{me}: host 0 does not answer at {config.coordinator} after "
+                    f"{config.timeout} s ({error}); is it started, and is the port open?"
+                ) from error
+            time.sleep(0.2)
+
+
+def alone() -> bool:
+    return jax.process_count() == 1
+
+
+def name(index: int, machine: str | None = None) -> str:
+    """As every message here says it: host 1 of 4 (machine)."""
+    where = f" ({machine})" if machine else ""
+    return f"host {index} of {jax.process_count()}{where}"
+
+
+def wait(what: str) -> None:
+    """Until all hosts are here."""
+    if not alone():
+        multihost_utils.sync_global_devices(what)
+
+
+def gathered(x: np.ndarray) -> list[np.ndarray]:
+    """Of every host its array; shapes may differ along the first axis. By all hosts together."""
+    if alone():
+        return [x]
+    x = np.ascontiguousarray(x)
+    sizes = multihost_utils.process_allgather(np.int32(len(x))).reshape(-1)
+    # As bytes: JAX would halve 64-bit integers.
+    own = np.frombuffer(x.tobytes(), np.uint8).reshape(len(x), -1)
+    padded = np.zeros((int(sizes.max()), x.dtype.itemsize * int(np.prod(x.shape[1:]))), np.uint8)
+    padded[: len(x)] = own
+    everyone = np.asarray(multihost_utils.process_allgather(padded))
+    everyone = everyone.reshape(jax.process_count(), *padded.shape)
+    return [
+        np.frombuffer(rows[:n].tobytes(), x.dtype).reshape(n, *x.shape[1:])
+        for rows, n in zip(everyone, sizes)
+    ]
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Every flag, true where it is true on some host. By all hosts together."""
+    if alone():
+        return flags
+    found = multihost_utils.process_allgather(np.asarray(flags, np.int32))
+    return tuple(bool(x) for x in np.asarray(found).reshape(-1, len(flags)).max(axis=0))
+
+
+def check_same(facts: dict[str, Any]) -> None:
+    """Raises HostError where a host's facts (JSON) or clock differ from those of host 0.
+
+    By all hosts together; all of them raise, and name the same host.
+    """
+    if alone():
+        return
+    mine = {"machine": socket.gethostname(), "time": time.time(), "facts": facts}
+    mine = json.loads(json.dumps(mine, default=str))
+    told = np.frombuffer(json.dumps(mine).encode(), np.uint8)
+    everyone = [json.loads(x.tobytes()) for x in gathered(told)]
+    first = everyone[0]
+    zero = name(0, first["machine"])
+    for index, other in enumerate(everyone[1:], 1):
+        who = name(index, other["machine"])
+        for key, want in first["facts"].items():
+            if (found := other["facts"].get(key)) != want:
+                raise HostError(f"{who}: found {key} {found}, expected {want} as on {zero}")
+        off = other["time"] - first["time"]
+        if abs(off) > CLOCK:
+            raise HostError(
+                f"{who}: its clock is {off:+.0f} s from that of {zero}; expected within "
+                f"{CLOCK:.0f} s, so that what hosts write can be put in order"
+            )
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Around a command: of several hosts, one that fails ends at once.
+
+    JAX would have it wait for the others at its exit, and they wait for it in a step.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if code in (None, 0) or not jax.distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+class Stop:
+    """Ctrl-C and SIGTERM (a preemption) as a wish, which all hosts then fulfil at the same step."""
+
+    def __init__(self) -> None:
+        self.wished = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        """Alone, a signal does what it always does."""
+        if alone():
+            yield self
+            return
+        before = {s: signal.signal(s, self._wish) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
+
+    def _wish(self, *_: Any) -> None:
+        self.wished = True
+
+
+class Watch:
+    """A small process beside this host, which outlives it and tells who ended first.
+
+    XLA ends a process that lost another one at once, without Python. The watcher notices that its
+    host is gone, notes when, waits for the notes of the others' watchers, and prints which host
+    ended first, its last step, and the newest complete checkpoint. Notes are files in
+    `folder/hosts`, which all hosts share.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = pathlib.Path(folder)
+        (self.folder / "hosts").mkdir(parents=True, exist_ok=True)
+        self.note = {
+            "index": jax.process_index(),
+            "count": jax.process_count(),
+            "machine": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        # Isolated (-I): it imports the standard library only, and starts at once.
+        args = WATCHER, self.folder, json.dumps(self.note), GRACE
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", *map(str, args)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C in the terminal is not meant for it
+        )
+
+    def at(self, step: int) -> None:
+        """This host has come to a step."""
+        self._tell(f"step {step}\n")
+
+    def end(self, error: BaseException | None = None) -> None:
+        """This host ends in an orderly way, well or with an error that it has told itself."""
+        self._tell("done\n" if error is None else f"error {type(error).__name__}: {error}\n")
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process.wait()
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the watcher may be gone; the host goes on
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
