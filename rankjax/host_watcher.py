@@ -1,56 +1,80 @@
-"""Run beside a host by `hosts.Watch`: says, when the host is gone, which host ended first.
+"""Run beside a host by `hosts.Watch`: says which host ended first, and ends its own after that one.
 
-Reads lines from its host: "step N", "done", "error WHY". Imports nothing but the standard library.
+Reads lines from its host: "step N", "done", "error WHY"; the end of the pipe is the host's end.
+When another host has ended badly, its watcher's note appears in the folder: then this host, which
+waits for that one in a step, is ended too. Imports nothing but the standard library.
 """
 
 import contextlib
 import json
+import os
 import pathlib
+import select
+import signal
 import sys
 import time
 
+WORDLESS = "ended without a word (killed, or out of memory)"
 
-def watch(folder: pathlib.Path, me: dict, grace: float) -> None:
-    last, how = None, "ended without a word (killed, or out of memory)"
-    for line in sys.stdin:
-        kind, _, rest = line.rstrip("\n").partition(" ")
-        if kind == "step":
-            last = int(rest)
-        elif kind == "done":
-            return
-        elif kind == "error":
-            how = f"ended with {rest}"
+
+def watch(folder: pathlib.Path, me: dict, grace: float, pipe: int = 0) -> str | None:
+    """Until the host ends; the message to print, None where it ended well."""
+    last, how, rest, other = None, WORDLESS, b"", None
+    while True:
+        if select.select([pipe], [], [], 1.0)[0]:
+            read = os.read(pipe, 4096)
+            if not read:
+                break
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                kind, _, what = line.decode(errors="replace").partition(" ")
+                if kind == "done":
+                    return None
+                last = int(what) if kind == "step" else last
+                how = f"ended with {what}" if kind == "error" else how
+        elif other is None and notes_of_others(folder, me):
+            other = time.monotonic()
+        elif other is not None and time.monotonic() - other > grace:
+            how = "was ended by its watcher"
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(me["pid"], signal.SIGKILL)
     note = {**me, "step": last, "how": how, "at": time.time()}
     path = folder / "hosts" / f"{me['index']}.json"
     path.with_suffix(".tmp").write_text(json.dumps(note))
     path.with_suffix(".tmp").replace(path)
-    time.sleep(grace)
-    print(told(folder, note), file=sys.stderr, flush=True)
+    if other is None:
+        time.sleep(2 * grace + 2)  # the others need a moment to end after it
+    return message(folder, note)
 
 
-def told(folder: pathlib.Path, mine: dict) -> str:
-    """The message, from the notes of this run's hosts."""
-    notes = [mine]
+def notes_of_others(folder: pathlib.Path, me: dict) -> list[dict]:
+    """How other hosts of this run ended, so far as their watchers have told."""
+    found = []
     for path in (folder / "hosts").glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            note = json.loads(path.read_text())
-            if note["index"] != mine["index"] and abs(note["at"] - mine["at"]) < 300:
-                notes.append(note)
+            found.append(json.loads(path.read_text()))
+    return [note for note in found if note["index"] != me["index"]]
+
+
+def message(folder: pathlib.Path, mine: dict) -> str:
+    notes = [mine, *notes_of_others(folder, mine)]
     first = min(notes, key=lambda note: note["at"])
     who = f"host {first['index']} of {first['count']} ({first['machine']}, pid {first['pid']})"
     at = "before the first step" if first["step"] is None else f"after step {first['step']}"
-    missing = sorted(set(range(mine["count"])) - {note["index"] for note in notes})
     text = f"rankjax: {who} {first['how']} {at}"
-    if first is mine and missing:
-        # Had this one ended first, the others would have followed and noted it.
+    missing = sorted(set(range(mine["count"])) - {note["index"] for note in notes})
+    if first is not mine:
+        text += f"; host {mine['index']} ended with it"
+    elif missing:
+        # Had this one been the first, the others would have ended with it.
         lost = ", ".join(map(str, missing))
         text += f"; of host {lost} there is no sign: lost with its machine, or still running"
-    elif first is not mine:
-        text += f"; host {mine['index']} ended with it"
     steps = [p.name for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
     kept = f"step {max(map(int, steps))} in {folder / 'checkpoints'}" if steps else "none"
     return f"{text}. Newest complete checkpoint: {kept}; start all hosts again to go on from there."
 
 
 if __name__ == "__main__":
-    watch(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3]))
+    told = watch(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3]))
+    if told:
+        print(told, file=sys.stderr, flush=True)

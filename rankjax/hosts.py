@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 CLOCK = 30.0  # seconds by which clocks may differ
+HEARTBEAT = 60  # seconds without a sign after which JAX gives up a host
 GRACE = 3.0  # seconds in which the other hosts' ends are noted too
 WATCHER = pathlib.Path(__file__).with_name("host_watcher.py")
 
@@ -58,7 +59,9 @@ def join(config: HostConfig) -> None:
     """
     explicit = {name: getattr(config, name) for name in ("coordinator", "count", "index")}
     if config.auto:
-        jax.distributed.initialize(initialization_timeout=config.timeout)
+        jax.distributed.initialize(
+            initialization_timeout=config.timeout, heartbeat_timeout_seconds=HEARTBEAT
+        )
         return
     given = [name for name, value in explicit.items() if value is not None]
     if not given:
@@ -73,6 +76,7 @@ def join(config: HostConfig) -> None:
         config.count,
         config.index,
         initialization_timeout=config.timeout,
+        heartbeat_timeout_seconds=HEARTBEAT,
     )
 
 
@@ -222,23 +226,27 @@ class Stop:
 class Watch:
     """A small process beside this host, which outlives it and tells who ended first.
 
-    XLA ends a process that lost another one at once, without Python. The watcher notices that its
-    host is gone, notes when, waits for the notes of the others' watchers, and prints which host
-    ended first, its last step, and the newest complete checkpoint. Notes are files in
-    `folder/hosts`, which all hosts share.
+    XLA ends a process that lost another one, without Python, and only after a while. The watcher
+    notices at once that its host is gone, notes when, and prints which host ended first, its last
+    step, and the newest complete checkpoint; watchers of the others end their hosts then. Notes are
+    files in `folder/hosts`, which all hosts share. By all hosts together.
     """
 
     def __init__(self, folder: pathlib.Path):
-        self.folder = pathlib.Path(folder)
-        (self.folder / "hosts").mkdir(parents=True, exist_ok=True)
-        self.note = {
+        notes = pathlib.Path(folder) / "hosts"
+        if jax.process_index() == 0:
+            notes.mkdir(parents=True, exist_ok=True)
+            for old in notes.glob("*.json"):
+                old.unlink()
+        wait("watch")
+        me = {
             "index": jax.process_index(),
             "count": jax.process_count(),
             "machine": socket.gethostname(),
             "pid": os.getpid(),
         }
         # Isolated (-I): it imports the standard library only, and starts at once.
-        args = WATCHER, self.folder, json.dumps(self.note), GRACE
+        args = WATCHER, folder, json.dumps(me), GRACE
         self.process = subprocess.Popen(
             [sys.executable, "-I", *map(str, args)],
             stdin=subprocess.PIPE,
