@@ -69,3 +69,35 @@ def test_no_room_on_the_disk_loses_nothing_that_was_saved(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     np.testing.assert_array_equal(checkpoint.restore(tmp_path / "c", big, 1)[0]["step"], 1)
+
+
+def test_rows_that_only_fill_up_may_differ(tmp_path):
+    """As between meshes of 8, 3 and 1 devices, for 5 rows."""
+    table = lambda rows: {"tables": {"a": {"embedding": jnp.zeros((rows, 2))}}, "w": jnp.ones(4)}
+    x = np.arange(10.0).reshape(5, 2)
+    saved = table(8)
+    saved["tables"]["a"]["embedding"] = saved["tables"]["a"]["embedding"].at[:5].set(x)
+    checkpoint.save(tmp_path, 1, saved, {})
+    for rows in (5, 6, 8, 16):
+        found = checkpoint.restore(tmp_path, table(rows), rows={"a": 5})[0]
+        got = found["tables"]["a"]["embedding"]
+        assert got.shape == (rows, 2)
+        np.testing.assert_array_equal(got[:5], x)
+    for like, rows in ((table(4), {"a": 5}), (table(6), {}), (table(16), {"a": 9})):
+        with pytest.raises(ValueError, match=r"step 1.*embedding.*found float32\[8, 2\]"):
+            checkpoint.restore(tmp_path, like, rows=rows)
+    other = table(6) | {"w": jnp.ones(5)}
+    with pytest.raises(ValueError, match=r"\['w'\]: found float32\[4\], expected float32\[5\]"):
+        checkpoint.restore(tmp_path, other, rows={"a": 5})
+
+
+@pytest.mark.parametrize("what", ["d", "manifest.ocdbt", "_METADATA"])
+def test_a_step_with_a_part_missing_is_named_and_the_one_before_is_usable(what, tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, tree(float(step)), {}, keep=2)
+    gone = tmp_path / "2" / "state" / what
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(ValueError, match=r"step 2: cannot be read .*goes on from step 1"):
+        checkpoint.restore(tmp_path, tree(0.0))
+    shutil.rmtree(tmp_path / "2")
+    np.testing.assert_array_equal(checkpoint.restore(tmp_path, tree(0.0))[0]["step"], 1)

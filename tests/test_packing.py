@@ -234,3 +234,37 @@ def test_padding_is_counted_on_either_side():
     found = packing.padding_share(batch)
     assert np.isclose(found["history"], np.mean(batch.history_sample < 0))
     assert np.isclose(found["candidate"], np.mean(batch.candidate_sample < 0))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 5))
+@FEW
+def test_dealt_rows_are_all_there_and_parts_about_equal(entries, shares):
+    entries = np.asarray(entries + [0] * (-len(entries) % shares))
+    order = packing.dealt(entries, shares)
+    np.testing.assert_array_equal(np.sort(order), np.arange(len(entries)))
+    load = entries[order].reshape(shares, -1).sum(axis=1)
+    in_turn = entries.reshape(shares, -1).sum(axis=1)
+    assert load.max() <= in_turn.max() + entries.max() and load.max() - load.min() <= 50
+    np.testing.assert_array_equal(packing.dealt(entries, shares), order)
+
+
+def test_dealt_refuses_rows_that_parts_cannot_share():
+    with pytest.raises(ValueError, match="5 rows in 2 shares, expected a multiple"):
+        packing.dealt(np.arange(5), 2)
+
+
+@pytest.mark.parametrize("shares", [1, 3])
+def test_shares_hold_every_sample_once_and_about_as_many_entries(shares):
+    batch = holed(3, samples=24)
+    found = packing.pack_shares(batch, shares, history=8, candidates=5)
+    rows = len(found.candidate_sample) // shares
+    assert len(found.candidate_sample) == shares * rows
+    there = found.impression[found.impression >= 0]
+    np.testing.assert_array_equal(np.sort(there), np.sort(batch.impression[batch.impression >= 0]))
+    kept = (batch.candidate_mask.any(axis=1)[:, None] & batch.history_mask).sum()
+    assert found.history_mask.sum() == kept
+    entries = found.history_mask.sum(axis=1) + found.candidate_mask.sum(axis=1)
+    load = entries.reshape(shares, rows).sum(axis=1)
+    assert load.max() - load.min() <= 11  # of the longest sample
+    more = packing.pack_shares(batch, shares, history=8, candidates=5, rows=rows + 1)
+    assert len(more.candidate_sample) == shares * (rows + 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rankjax import checkpoint, embedding, evaluate, loss, models, optim, train
+from rankjax import checkpoint, embedding, evaluate, loss, models, optim, sharding, train
 from rankjax.data import event_log, samples
 from rankjax.layers import auxiliary
 from rankjax.models import dcnv2, dlrm, grab, hstu, mtgr, rankmixer
@@ -241,6 +242,64 @@ def test_a_stopped_run_ends_with_the_same_bits(how, log, chosen, tmp_path):
     assert steps == sorted(set(steps))
     assert {"loss", "padding_share", "loader_wait_share", "task/click"} <= lines[0].keys()
     assert list((tmp_path / "stopped" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh_and_from_a_copy(log, chosen, tmp_path):
+    """8 -> 4 -> 2 -> 1 devices, a step or two on each; what comes out is that of one device."""
+    config = dataclasses.replace(
+        CONFIG,
+        checkpoint_seconds=0.0,
+        log_every=1,
+        # Adam with its usual eps steps by the sign of what is rounding.
+        optimizer=dataclasses.replace(CONFIG.optimizer, eps=1e-3),
+    )
+    want = train.run(log, MODEL, config, chosen)
+    total = len(train.batches(log, config, chosen))
+    assert total >= 4
+    meshes = [
+        (sharding.MeshConfig(data=4, model=2, strategy="fsdp_tensor"), 8),
+        (sharding.MeshConfig(), 4),
+        (sharding.MeshConfig(model=2, strategy="tensor"), 2),
+    ]
+    for index, (mesh, devices) in enumerate(meshes):
+        folder, last = tmp_path / str(index), index + 1
+
+        def stop(done, total, last=last):
+            if done == last:
+                raise Killed
+
+        place = sharding.placement(mesh, jax.devices()[:devices])
+        with pytest.raises(Killed):
+            train.run(log, MODEL, config, chosen, folder, on_step=stop, place=place)
+        assert checkpoint.latest(folder / "checkpoints") == last
+        shutil.move(folder, tmp_path / str(index + 1))
+    got = train.run(log, MODEL, config, chosen, tmp_path / "3")
+    assert got.steps_now == total - 3
+    a, b = leaves(got.state), leaves(want.state)
+    for key, x in b.items():
+        np.testing.assert_allclose(a[key], x, rtol=2e-3, atol=2e-4, err_msg=key)
+    orders = [np.argsort(x.progressive.impression) for x in (got, want)]
+    for field, tolerance in (("impression", 0), ("logits", 1e-3)):
+        x, y = (getattr(r.progressive, field)[o] for r, o in zip((got, want), orders))
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance)
+    lines = [json.loads(x) for x in (tmp_path / "3" / "metrics.jsonl").open()]
+    assert ["exchange/bytes" in line for line in lines[:4]] == [True, True, True, False]
+
+
+def test_a_run_of_other_tables_is_refused(log, chosen, tmp_path):
+    train.run(log, MODEL, CONFIG, chosen, tmp_path)
+    plan = embedding.plan
+
+    def other(schema, config):
+        layout = plan(schema, config)
+        arrays = tuple((name, rows - 1) for name, rows in layout.arrays)
+        return dataclasses.replace(layout, arrays=arrays)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "plan", other)
+        with pytest.raises(ValueError, match=r"found a run of .*'rows'.*expected"):
+            train.run(log, MODEL, CONFIG, chosen, tmp_path)
 
 
 def test_a_ctrl_c_while_results_are_fetched_loses_none(log, chosen, tmp_path, monkeypatch):

@@ -159,6 +159,27 @@ def test_hosts_share_the_global_batch(tmp_path, order, hosts):
         equal(jax.tree.map(lambda *x: np.concatenate(x), *together), whole[step])
 
 
+@pytest.mark.parametrize("order", ["time", "shuffled"])
+@pytest.mark.parametrize("shares", [2, 8])
+def test_shares_hold_the_samples_of_the_step_and_about_as_much(tmp_path, order, shares):
+    log, found = opened(tmp_path, events=2000, users=15)
+    options = dict(batch_samples=15, order=order, seed=3)
+    whole = loader.Batches(log, found, **options)
+    dealt = loader.Batches(log, found, **options, shares=shares)
+    parts = [
+        loader.Batches(log, found, **options, shares=shares, process_index=p, process_count=2)
+        for p in range(2)
+    ]
+    assert dealt.rows == 16 and dealt.shapes == whole.shapes and len(dealt) == len(whole)
+    for step in range(len(whole)):
+        batch = dealt[step]
+        assert digest(batch) == digest(whole[step])
+        equal(jax.tree.map(lambda *x: np.concatenate(x), *(part[step] for part in parts)), batch)
+        entries = batch.history_mask.sum(axis=1) + batch.candidate_mask.sum(axis=1)
+        load = entries.reshape(shares, -1).sum(axis=1)
+        assert load.max() - load.min() <= entries.max()
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("start", [0, 1, 4])
 def test_stream_gives_the_batches_from_start(tmp_path, threads, start):

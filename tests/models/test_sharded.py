@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rankjax import embedding, models, optim, sharding, train
+from rankjax import embedding, models, optim, packing, sharding, train
 from tests.models import test_all_models as suite
 
 pytestmark = pytest.mark.slow  # eight devices on two cores
@@ -61,11 +61,39 @@ def test_eight_devices_train_as_one(name, mesh):
     (got, outs), (want, wanted) = trained(name, sharding.placement(config)), alone(name)
     for g, w in zip(jax.tree.leaves(outs), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(g, w, rtol=2e-4, atol=2e-5)
+    assert_same_state(got, want)
+
+
+def assert_same_state(got, want):
     for g, w in zip(jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=2e-4)  # Adam's step is 0.01
-    for name_, table in want.tables.items():
+    for name, table in want.tables.items():
         for kind, w in table.items():
             rows = len(w)  # behind them the mesh has some to spare, which nobody reads
-            np.testing.assert_allclose(got.tables[name_][kind][:rows], w, rtol=0, atol=1e-4)
-            acc = got.table_optimizer[name_][kind][:rows]
-            np.testing.assert_allclose(acc, want.table_optimizer[name_][kind], rtol=1e-3, atol=1e-7)
+            np.testing.assert_allclose(got.tables[name][kind][:rows], w, rtol=0, atol=1e-4)
+            acc = got.table_optimizer[name][kind][:rows]
+            np.testing.assert_allclose(acc, want.table_optimizer[name][kind], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["mtgr", "hstu", "onetrans", "rankmixer"])
+def test_uneven_shares_train_as_one_device(name):
+    """MTGR's dynamic batch: devices hold about as many entries, and so other numbers of samples."""
+    batch, config = suite.different_lengths(), suite.config_of(name)
+    place = sharding.placement(sharding.MeshConfig(), jax.devices()[:4])
+    sizes = {"history": batch.history_sample.shape[1], "candidates": 6}
+    shared = packing.pack_shares(batch, 4, **sizes)
+    rows = len(shared.candidate_sample) // 4
+    seats = shared.candidate_sample.reshape(4, -1, sizes["candidates"])
+    assert len({int((seat.max(axis=1) + 1).sum()) for seat in seats}) > 1 and rows >= 1
+    states = []
+    for own, on in ((batch, None), (shared, place)):
+        own = own.without_impression()
+        program = train.program(config, batch.schema, CONFIG, on)
+        state = train.init(config, batch.schema, CONFIG, own, on)
+        put = own if on is None else on.put(own)
+        rates = train.rates_of(CONFIG, 2)(1)
+        state, out = program.step(state, put, rates, jax.random.key(0))
+        states.append((jax.tree.map(np.asarray, state), float(out["loss"])))
+    (want, loss), (got, found) = states
+    assert found == pytest.approx(loss, rel=1e-5)
+    assert_same_state(got, want)

@@ -1,0 +1,125 @@
+"""What a training step compiles to, from shapes alone: FLOPs, memory, and what devices exchange.
+
+Nothing is allocated: state and batch are shapes that lie where a placement puts them, and figures
+come from the compiler. What a loop repeats an unknown number of times counts once: of the exchange
+of table rows that is one round, which is what a step takes unless ids are very uneven.
+"""
+
+import collections
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankjax import sharding, step
+from rankjax.batch import Batch
+from rankjax.schema import Feature, Schema
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s4": 1, "u4": 1, "c64": 8, "c128": 16}  # others tell by their digits
+
+
+def batch(schema: Schema, rows: int, history: int, candidates: int) -> Batch:
+    """A Batch of shapes: [R, 1 | S | C], one sample a row, all candidates of one time."""
+
+    def of(features: tuple[Feature, ...], slots: int) -> dict[str, jax.ShapeDtypeStruct]:
+        kinds = {"dense": jnp.float32}
+        return {
+            f.name: jax.ShapeDtypeStruct(
+                (rows, slots, f.length) if f.kind == "ids" else (rows, slots),
+                kinds.get(f.kind, jnp.int32),
+            )
+            for f in features
+        }
+
+    def numbers(slots: int, *more: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, slots, *more), dtype)
+
+    K = len(schema.tasks)
+    of_history = {f"history_{x}": numbers(history) for x in ("sample", "time", "order")}
+    of_candidates = {f"candidate_{x}": numbers(candidates) for x in ("sample", "time", "order")}
+    return Batch(
+        user=of(schema.user, 1),
+        history=of(schema.history, history),
+        candidate=of(schema.candidate, candidates),
+        **of_history,
+        **of_candidates,
+        labels=numbers(candidates, K, dtype=jnp.float32),
+        weights=numbers(candidates, K, dtype=jnp.float32),
+        impression=None,
+        schema=schema,
+        one_time=True,
+    )
+
+
+def lowered(
+    model_config: Any,
+    config: step.TrainConfig,
+    shapes: Batch,
+    place: sharding.Placement | None = None,
+) -> jax.stages.Lowered:
+    """The training step on arrays of these shapes, lowered; `.compile()` is the compiler's part."""
+    schema = shapes.schema
+    program = step.program(model_config, schema, config, place)
+    make = functools.partial(step.make, model_config, schema, config, place=place)
+    state = jax.eval_shape(make, jax.random.key(0), shapes)
+    rates, key = step.rates_of(config, 1)(0), jax.eval_shape(jax.random.key, 0)
+    if place is not None:
+        state = jax.tree.map(_placed, state, step.shardings(state, place))
+        shapes = jax.tree.map(lambda x: _placed(x, place.rows), shapes)
+        rates = jax.tree.map(lambda x: _placed(x, place.whole), rates)
+        key = _placed(key, place.whole)
+    return program.step.lower(state, shapes, rates, key)
+
+
+def _placed(x: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where)
+
+
+def figures(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """Of one device: "flops", "argument_bytes", "temporary_bytes", "collectives" {kind: bytes}.
+
+    FLOPs by XLA's own count, which leaves out what it does not know (sorts, kernels).
+    """
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    return {
+        "flops": float(costs["flops"]),
+        "argument_bytes": int(memory.argument_size_in_bytes),
+        "temporary_bytes": int(memory.temp_size_in_bytes),
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def collectives(text: str) -> dict[str, int]:
+    """Bytes that a device puts in or gets out of collectives, by kind, from optimised HLO.
+
+    Of each the larger side: what an all-gather yields, what a reduce-scatter takes, both of the
+    others. An all-reduce of n bytes moves up to 2 n over the wires of a ring, the others up to n.
+    """
+    found: collections.Counter[str] = collections.Counter()
+    kinds = "|".join(KINDS)
+    line = re.compile(rf"= (\(.*?\)|\S+) ({kinds})(-start)?\((.*)")
+    for shape, kind, start, rest in line.findall(text):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+        sizes = [_bytes(dtype, dims) for dtype, dims in arrays if dtype != "token"]
+        if start:  # (what goes in, what comes out, ...)
+            sizes = [max(sizes)]
+        scattered = _group(rest) if kind == "reduce-scatter" else 1
+        found[kind] += scattered * sum(sizes)
+    return dict(found)
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    size = BYTES.get(dtype) or int(re.search(r"\d+", dtype).group()) // 8
+    return size * math.prod(int(d) for d in dims.split(",") if d)
+
+
+def _group(text: str) -> int:
+    """Devices of one group: replica_groups={{0,1},{2,3}} or [2,2]<=[4]."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(listed.group(1).split(","))
+    return int(re.search(r"replica_groups=\[\d+,(\d+)\]", text).group(1))
