@@ -14,7 +14,7 @@ from tests.models import test_all_models as suite
 SCAN = stack.Compute(scan=True)
 # {name: (what differs from the suite's Config, the names of its runs)}.
 SCANNED = {
-    "autoint": (dict(layers=4), {"layer_stack_1_3"}),  # the first layer reads other widths
+    "autoint": (dict(layers=4, head_width=5), {"layer_stack_1_3"}),  # the first reads other widths
     "dcnv2_din": (dict(layers=3), {"cross_stack_0_2"}),
     "din": (dict(layers=4), {"layer_stack_1_3"}),
     "wukong": (dict(layers=4, fm_tokens=2, linear_tokens=3), {"layer_stack_1_3"}),
@@ -54,7 +54,7 @@ VARIANTS = {
         dict(layers=3, prune_last=False, global_order="paper"),
         {"layer_stack_2_3"},
     ),
-    "onetrans, rounded": ("onetrans", dict(layers=6, pyramid_round=16), {"block_stack_1_2"}),
+    "onetrans, rounded": ("onetrans", dict(layers=6, pyramid_round=16), {"block_stack_1_3"}),
 }
 CASES = {name: (name, *case) for name, case in SCANNED.items()} | VARIANTS
 RNGS = {"dropout": jax.random.key(0)}
@@ -131,7 +131,7 @@ def test_every_architecture_is_here():
 @pytest.mark.parametrize("case", CASES)
 def test_alike_layers_are_one_module(case):
     """And parameters, where they start and the forward FLOPs stay those of layers one by one."""
-    name, _, runs = CASES[case]
+    runs = CASES[case][2]
     batch, config = inputs(case)[4], config_of(case)
     train = step.TrainConfig(tables=suite.TABLES)
     init = functools.partial(step.init, config, batch.schema, train, batch)
