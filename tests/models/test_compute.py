@@ -219,20 +219,22 @@ def instructions(name, compute, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "few", "changes"),
     [
-        ("hstu", {}),
-        ("rankmixer", {}),
-        ("mtgr", {}),
-        ("longer", {}),
-        ("onetrans", dict(pyramid=False)),
-        ("tokenmixer_large", dict(inter_residual=2)),
+        ("hstu", 2, {}),
+        ("rankmixer", 2, {}),
+        ("mtgr", 2, {}),
+        # Between a first and a last layer of their own kinds, a loop takes two more.
+        ("longer", 4, {}),
+        ("onetrans", 4, dict(pyramid=False)),
+        ("tokenmixer_large", 6, dict(inter_residual=2, aux_layers=())),  # two turns of two blocks
     ],
 )
-def test_the_program_does_not_grow_with_the_layers(name, changes):
+def test_the_program_does_not_grow_with_the_layers(name, few, changes):
+    """Measured, in instructions, at 2 -> 32 layers: HSTU 5779 -> 6130, one by one 31,189."""
     count = functools.partial(instructions, name, **changes)
-    assert count(SCAN, layers=32) <= 1.2 * count(SCAN, layers=2)
-    assert count(stack.PLAIN, layers=32) > 4 * count(stack.PLAIN, layers=2)
+    assert count(SCAN, layers=32) <= 1.2 * count(SCAN, layers=few)
+    assert count(stack.PLAIN, layers=32) > 3.5 * count(stack.PLAIN, layers=few)
 
 
 @pytest.mark.slow
