@@ -21,6 +21,7 @@ import tyro
 from rankjax import baseline, bench, catalogue, doctor, hosts, models, sharding, train
 from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
+from rankjax.layers import stack
 from rankjax.scaling import presets, report, study, trial, workers
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
@@ -92,6 +93,7 @@ def train_one(
     config: Annotated[train.TrainConfig, tyro.conf.arg(name="")] = train.TrainConfig(),  # noqa: B008
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008
     join: hosts.HostConfig = hosts.HostConfig(),  # noqa: B008
+    compute: stack.Compute = stack.PLAIN,
     test: bool = False,
     json: bool = False,
 ) -> None:
@@ -113,6 +115,7 @@ def train_one(
       config: optimizer, tables, batch, seed.
       mesh: devices and strategy; all devices, a part of the batch on each, where not said.
       join: how this process finds those of the other hosts.
+      compute: layers scanned (compiles once for all), recomputed in the backward pass.
       test: read the test span too.
       json: print JSON.
     """
@@ -133,7 +136,7 @@ def train_one(
     with rich.progress.Progress(console=screen, disable=not screen.is_terminal) as bars:
         bar = bars.add_task("steps", total=None)
         result, timing = trial.run(
-            spec, opened, out, test=test, place=sharding.chosen(mesh),
+            spec, opened, out, test=test, place=sharding.chosen(mesh), compute=compute,
             on_step=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
     if jax.process_index() == 0:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rankjax import sharding, step
 from rankjax.batch import Batch
+from rankjax.layers import stack
 from rankjax.schema import Feature, Schema
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -30,7 +31,7 @@ def batch(schema: Schema, rows: int, history: int, candidates: int) -> Batch:
         kinds = {"dense": jnp.float32}
         return {
             f.name: jax.ShapeDtypeStruct(
-                (rows, slots, f.length) if f.kind == "ids" else (rows, slots),
+                (rows, slots, f.values) if f.kind == "ids" else (rows, slots),
                 kinds.get(f.kind, jnp.int32),
             )
             for f in features
@@ -61,11 +62,12 @@ def lowered(
     config: step.TrainConfig,
     shapes: Batch,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> jax.stages.Lowered:
     """The training step on arrays of these shapes, lowered; `.compile()` is the compiler's part."""
     schema = shapes.schema
-    program = step.program(model_config, schema, config, place)
-    make = functools.partial(step.make, model_config, schema, config, place=place)
+    program = step.program(model_config, schema, config, place, compute)
+    make = functools.partial(step.fresh, model_config, schema, config, place, compute)
     state = jax.eval_shape(make, jax.random.key(0), shapes)
     rates, key = step.rates_of(config, 1)(0), jax.eval_shape(jax.random.key, 0)
     if place is not None:

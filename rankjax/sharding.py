@@ -47,6 +47,9 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"", ("token", None, "embed", "embed")),
 )
 
+# How the path of scanned layers' parameters begins (layers/stack.py): (stack, first, last, stride).
+STACK = r"^([a-z]+)_stack_(\d+)_(\d+)(?:_(\d+))?"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
@@ -115,8 +118,11 @@ def spec(names: Sequence[str | None], shape: Sequence[int], rules: Any, on: Mesh
 def names_of(path: str, ndim: int) -> tuple[str | None, ...]:
     """Logical names of a parameter's axes, by the first row of PARAMETERS that fits.
 
+    Of scanned layers the first axis counts layers and stays whole.
     Raises KeyError for a parameter that no row names.
     """
+    if re.match(STACK + "/", path):
+        return (None, *names_of(re.sub(STACK, r"\1_\2", path), ndim - 1))
     for pattern, names in PARAMETERS:
         if len(names) == ndim and re.search(pattern, path):
             return names

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from rankjax import embedding, evaluate, loss, models, optim, sharded_embedding, sharding
 from rankjax.batch import Batch
+from rankjax.layers import stack
 from rankjax.schema import Schema
 
 
@@ -67,11 +68,12 @@ class Program:
     score: Callable[[Any, Any, Batch], jax.Array]
 
 
-def build_model(model_config: Any) -> nn.Module:
+def build_model(model_config: Any, compute: stack.Compute = stack.PLAIN) -> nn.Module:
     """The module whose `config` field has this Config's type."""
+    how = {} if compute == stack.PLAIN else {"compute": compute}  # not every model has a stack
     for cls in models.MODELS.values():
         if isinstance(model_config, cls.__dataclass_fields__["config"].type):
-            return cls(model_config)
+            return cls(model_config, **how)
     known = [cls.__dataclass_fields__["config"].type for cls in models.MODELS.values()]
     raise ValueError(f"found a config of type {type(model_config)}, expected one of {known}")
 
@@ -81,16 +83,19 @@ def program(
     schema: Schema,
     config: TrainConfig,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> Program:
     """The jitted step and scorer, shared by trials that differ in rates, seed or budget only.
 
     place: on a mesh, None = on one device. The rows of a batch must be a multiple of the devices.
+    compute: how the model's stack of layers is computed; the parameters of scanned layers are
+    stacked (layers/stack.py).
     """
     still = dataclasses.replace(config.optimizer, learning_rate=1.0)
     tables = dataclasses.replace(
         config.tables, init_std=1.0, learning_rate=1.0, bias_learning_rate=1.0, scheduled=False
     )
-    return _program(model_config, schema, still, tables, config.task_weights, place)
+    return _program(model_config, schema, still, tables, config.task_weights, place, compute)
 
 
 def rates_of(config: TrainConfig, steps: int) -> Callable[[int], dict[str, np.float32]]:
@@ -117,8 +122,9 @@ def _program(
     tables: embedding.TableConfig,
     task_weights: tuple[tuple[str, float], ...],
     place: sharding.Placement | None,
+    compute: stack.Compute,
 ) -> Program:
-    model = build_model(model_config)
+    model = build_model(model_config, compute)
     lib = embedding if place is None else sharded_embedding.Sharded(place)
     layout = lib.plan(schema, tables)
     # With random bits, a prediction made before the update needs a forward pass of its own.
@@ -219,39 +225,54 @@ def init(
     config: TrainConfig,
     batch: Batch,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> State:
     """A fresh state; `batch` gives shapes only. Deterministic in config.seed.
 
     On a mesh every device makes its own part, and no host ever holds a whole table; every host
-    gives its own rows of a batch.
+    gives its own rows of a batch. Scanned layers start as they would one by one.
     """
-    prog = program(model_config, schema, config, place)
-
-    def make(key: jax.Array, batch: Batch) -> State:
-        dense_key, table_key = jax.random.split(key)
-        tables = prog.lib.init(table_key, schema, config.tables, prog.layout)
-        ids = prog.lib.deduplicate(prog.layout, batch)
-        rows = prog.lib.gather(tables, ids)
-        features, _ = prog.lib.features(prog.layout, rows, ids, batch)
-        keys = {"params": dense_key, "dropout": dense_key}
-        # With train=True, so that what only training uses has its parameters too.
-        (_, aux), variables = prog.model.init_with_output(keys, features, train=True)
-        params = nn.unbox(variables)["params"]
-        aux_weights = loss.first_weights(aux, dict(config.aux_weights))
-        return State(
-            jnp.int32(0),
-            jnp.bool_(True),
-            params,
-            optim.transform(config.optimizer).init(params),
-            tables,
-            embedding.init_optimizer(tables, config.tables),
-            {name: jnp.float32(weight) for name, weight in aux_weights.items()},
-        )
-
     batch = batch.without_impression()
+    make = functools.partial(fresh, model_config, schema, config, place, compute)
     args = jax.random.key(config.seed), batch if place is None else place.put(batch)
     own = None if place is None else shardings(jax.eval_shape(make, *args), place)
     return jax.jit(make, out_shardings=own)(*args)
+
+
+def fresh(
+    model_config: Any,
+    schema: Schema,
+    config: TrainConfig,
+    place: sharding.Placement | None,
+    compute: stack.Compute,
+    key: jax.Array,
+    batch: Batch,
+) -> State:
+    """What `init` jits: the state from a random key; `batch` gives shapes only."""
+    prog = program(model_config, schema, config, place, compute)
+    one_by_one = build_model(model_config)
+    dense_key, table_key = jax.random.split(key)
+    tables = prog.lib.init(table_key, schema, config.tables, prog.layout)
+    ids = prog.lib.deduplicate(prog.layout, batch)
+    rows = prog.lib.gather(tables, ids)
+    features, _ = prog.lib.features(prog.layout, rows, ids, batch)
+    keys = {"params": dense_key, "dropout": dense_key}
+    # With train=True, so that what only training uses has its parameters too.
+    (_, aux), variables = one_by_one.init_with_output(keys, features, train=True)
+    params = nn.unbox(variables)["params"]
+    if compute.scan:
+        own = jax.eval_shape(lambda: prog.model.init(keys, features, train=True)["params"])
+        params = stack.stacked(params, own)
+    aux_weights = loss.first_weights(aux, dict(config.aux_weights))
+    return State(
+        jnp.int32(0),
+        jnp.bool_(True),
+        params,
+        optim.transform(config.optimizer).init(params),
+        tables,
+        embedding.init_optimizer(tables, config.tables),
+        {name: jnp.float32(weight) for name, weight in aux_weights.items()},
+    )
 
 
 def shardings(state: State, place: sharding.Placement) -> State:

@@ -18,6 +18,7 @@ import numpy as np
 from rankjax import checkpoint, embedding, evaluate, hosts, sharding
 from rankjax.batch import Batch
 from rankjax.data import event_log, loader, samples
+from rankjax.layers import stack
 from rankjax.step import Program, State, TrainConfig, build_model, init, program, rates_of
 
 __all__ = [
@@ -83,6 +84,7 @@ def run(
     start_from: State | None = None,
     on_step: Callable[[int, int], None] | None = None,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> Run:
     """Trains once over `train_samples`; with a folder, saves and resumes there.
 
@@ -96,6 +98,8 @@ def run(
         the next day's data do; steps and schedule begin anew, the state itself stays usable.
       on_step: called with (steps done, steps in all).
       place: a mesh (`sharding.placement`), of all devices of all hosts; None = one device.
+      compute: how the stack of layers is computed: scanned, recomputed. A run stays with one way,
+        since scanned layers' parameters are stacked.
     Raises:
       NonFiniteLoss: loss or gradients became NaN or Inf; says at which step and batch.
       hosts.HostError: the hosts' logs, settings or clocks differ.
@@ -108,14 +112,14 @@ def run(
         {"log": log.fingerprint, "model": model_config, "training": config, "steps": len(epoch)}
     )
     if start_from is None:
-        state = init(model_config, log.schema, config, epoch[0], place)
+        state = init(model_config, log.schema, config, epoch[0], place, compute)
     else:
         state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=jnp.int32(0)))
     journal = checkpoint.Journal(folder, len(log.schema.tasks))
     if folder is not None:
         meta = {"seed": config.seed, "steps": len(epoch), "rows": rows}
         state = journal.resume(state, meta)
-    prog = program(model_config, log.schema, config, place)
+    prog = program(model_config, log.schema, config, place, compute)
     loop = _Loop(prog, config, epoch, journal, on_step, place)
     with _watched(loop, folder), hosts.Stop().listening() as loop.stop:
         try:

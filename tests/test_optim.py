@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from rankjax import optim
+from rankjax.layers import stack
 
 PLAIN = optim.OptimConfig(learning_rate=0.1, warmup=0.0, schedule="constant", clip=None)
 
@@ -124,3 +125,25 @@ def test_decay_spares_biases_and_scales():
 def test_config_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         optim.OptimConfig(**change)
+
+
+@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
+def test_stacked_layers_move_as_layers_one_by_one(optimizer):
+    """Clipped by one norm of all; a stacked bias has two axes and is not decayed either."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        shapes = {"kernel": (3, 4), "bias": (4,), "scale": (4,), "own": (2, 3, 3)}
+        layer = lambda: {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()}
+        return {name: layer() for name in ("layer_0", "layer_1", "layer_2", "head")}
+
+    decay = 0.5 if optimizer == "adamw" else 0.0
+    config = dataclasses.replace(PLAIN, optimizer=optimizer, weight_decay=decay, clip=1.0)
+    params, gradients = draw(), [draw() for _ in range(3)]
+    put = lambda tree: stack.stacked(tree, ["layer_stack_0_2"])
+    got = steps(config, put(params), list(map(put, gradients)))
+    want = steps(config, params, gradients)
+    close = lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, got, list(map(put, want)))
+    kept = optim.decays(put(params))["layer_stack_0_2"]
+    assert kept == {"kernel": True, "bias": False, "scale": False, "own": True}

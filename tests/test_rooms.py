@@ -26,6 +26,7 @@ TESTS_WITHOUT_FILE = {
     "kernels/test_hstu_tiles.py": "tiles of hstu_attention, apart for their length",
     "kernels/test_hstu_lowering.py": "hstu_attention as TPUs and GPUs compile it",
     "models/test_sharded.py": "the step of every architecture on a mesh",
+    "models/test_compute.py": "layers scanned and computed again, in every architecture",
     "models/test_all_models.py": "what every architecture must hold, one suite for all of them",
     "models/test_implementations.py": "models by every implementation of their attention",
 }

@@ -5,6 +5,7 @@ Rows may be packed: every count is taken within a token's own sample.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,11 @@ def layer_masks(
         found = {"layers before the last": (q, k, rule)} if layers > 1 else {}
         found["last layer"] = (last(q, rows), k, rule)
     return found
+
+
+def mask_of_layers(masks: Sequence[object], layers: int) -> list[int]:
+    """Which entry of `layer_masks` each of L layers has."""
+    return [0] * (layers - 1) + [len(masks) - 1]
 
 
 def last(tokens: Tokens, count: int) -> Tokens:

@@ -25,6 +25,7 @@ from rankjax.layers import (
     initializers,
     inputs,
     norms,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -183,6 +184,7 @@ class AutoInt(nn.Module):
     """Tokenizer, L interacting layers, all tokens side by side, one linear head for all tasks."""
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -202,8 +204,9 @@ class AutoInt(nn.Module):
         x_tnd = tokenizers.Tokenizer(
             c.tokenizer, c.tokens, c.width, c.tokenizer_hidden, c.init, c.dtype, name="tokenizer"
         )(inputs.collect(features, pooled))
-        for layer in range(c.layers):
-            x_tnd = Layer(c, name=f"layer_{layer}")(x_tnd)
+        make = lambda name, width: Layer(c, name=name)
+        call = lambda layer, width, x_tnd: layer(x_tnd)
+        x_tnd = stack.run(self.compute, "layer", c._widths_in, make, call, x_tnd)
         if c.norm_place == "pre":
             x_tnd = norms.Norm(c.norm, name="out_norm")(x_tnd)
         x_rcf = x_tnd.swapaxes(0, 1).reshape(R, C, -1)  # eq. 9

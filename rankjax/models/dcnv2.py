@@ -25,6 +25,7 @@ from rankjax.layers import (
     initializers,
     inputs,
     norms,
+    stack,
     task_heads,
 )
 
@@ -146,6 +147,7 @@ class DCNv2(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -159,9 +161,9 @@ class DCNv2(nn.Module):
             c.pooling, c.attention_hidden, c.attention_activation, c.init, c.dtype, name="history"
         )(features)
         x0_rcw = inputs.concat(inputs.collect(features, pooled), c.dtype)
-        x_rcw = x0_rcw
-        for layer in range(c.layers):
-            x_rcw = Cross(c, name=f"cross_{layer}")(x0_rcw, x_rcw)
+        make = lambda name, _: Cross(c, name=name)
+        call = lambda cross, _, x_rcw: cross(x0_rcw, x_rcw)
+        x_rcw = stack.run(self.compute, "cross", [None] * c.layers, make, call, x0_rcw)
         widths = (c.width,) * c.deep_layers
         deep = feed_forward.MLP(widths, c.norm, c.norm_place, c.init, c.dtype, name="deep")
         if c.structure == "stacked" or not c.deep_layers:

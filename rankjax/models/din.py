@@ -29,6 +29,7 @@ from rankjax.layers import (
     initializers,
     inputs,
     norms,
+    stack,
     task_heads,
 )
 
@@ -144,6 +145,7 @@ class DIN(nn.Module):
     """Target attention over the history, all inputs side by side, L layers, one linear head."""
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -160,6 +162,8 @@ class DIN(nn.Module):
             c.pooling, c.attention_hidden, c.attention_activation, c.init, c.dtype, name="history"
         )(features)
         x_rcw = inputs.concat(inputs.collect(features, pooled), c.dtype)
-        for layer in range(c.layers):
-            x_rcw = Layer(c, name=f"layer_{layer}")(x_rcw)
+        widths_in = [x_rcw.shape[-1]] + [c.width] * (c.layers - 1)
+        make = lambda name, width: Layer(c, name=name)
+        call = lambda layer, width, x_rcw: layer(x_rcw)
+        x_rcw = stack.run(self.compute, "layer", widths_in, make, call, x_rcw)
         return task_heads.Linear(c.tasks, c.init, name="heads")(x_rcw), {}

@@ -31,6 +31,7 @@ from rankjax.layers import (
     initializers,
     inputs,
     norms,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -145,6 +146,7 @@ class DLRMMLP(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -153,6 +155,7 @@ class DLRMMLP(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Features -> (logits [R, C, K], float32, {}). Raises ValueError for window samples."""
         features.require_one_time("dlrm_mlp")
+        stack.refuse_scan(self.compute, "dlrm_mlp", "it has no stack of alike layers")
         c = self.config
         pooled = history_pooling.HistoryPooling(
             c.pooling, c.attention_hidden, c.attention_activation, c.init, c.dtype, name="history"
@@ -177,6 +180,7 @@ class DLRMDot(nn.Module):
     """
 
     config: DotConfig
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -189,6 +193,7 @@ class DLRMDot(nn.Module):
         gives fewer than two vectors.
         """
         features.require_one_time("dlrm")
+        stack.refuse_scan(self.compute, "dlrm", "it has no stack of alike layers")
         c = self.config
         R, C = features.candidate_sample.shape
         pooled = history_pooling.HistoryPooling(

@@ -30,6 +30,7 @@ from rankjax.layers import (
     norms,
     pointwise_attention,
     sequence,
+    stack,
     stochastic_length,
     swish_norm,
     timed_positions,
@@ -295,6 +296,7 @@ class DLRMv3(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -308,20 +310,21 @@ class DLRMv3(nn.Module):
                 features, self.make_rng("dropout"), alpha=c.stochastic_length, longest=c.history
             )
         context = sequence.context_tokens(features, c.context)
-        *before, last = masks_of(c, features).values()
+        masks = list(masks_of(c, features).values())
         places = timed_positions.TimedPositions(
             c.positions or c.static_max(context),
             c.time_buckets if c.time_embedding and schema.time_exact else None,
             **{"width": c.width, "dtype": c.dtype, "name": "places"},
         )
-        x_rnd = self._embed(features) * c.width**0.5 + places(last[1], context)
+        x_rnd = self._embed(features) * c.width**0.5 + places(masks[-1][1], context)
         x_rnd = nn.Dropout(c.input_dropout, deterministic=not train)(x_rnd)
         normalizer = pointwise_attention.normalizer(
-            c.attn_norm, last[1], static_max=c.static_max(context), constant=c.norm_constant
+            c.attn_norm, masks[-1][1], static_max=c.static_max(context), constant=c.norm_constant
         )
-        for layer in range(c.layers):
-            mask = before[0] if before and layer < c.layers - 1 else last
-            x_rnd = STULayer(c, name=f"layer_{layer}")(x_rnd, mask, normalizer, train=train)
+        make = lambda name, _: STULayer(c, name=name)
+        call = lambda layer, i, x_rnd: layer(x_rnd, masks[i], normalizer, train=train)
+        of_layers = sequence.mask_of_layers(masks, c.layers)
+        x_rnd = stack.run(self.compute, "layer", of_layers, make, call, x_rnd)
         x_rcd = self._postprocess(x_rnd[:, x_rnd.shape[1] - C :], features)
         return self._head(x_rcd, features), {}
 

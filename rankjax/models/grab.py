@@ -47,6 +47,7 @@ from rankjax.layers import (
     norms,
     sequence,
     sparse_phase,
+    stack,
     task_heads,
     vector_bias,
 )
@@ -344,6 +345,7 @@ class GRAB(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = True
 
     @nn.compact
@@ -361,13 +363,11 @@ class GRAB(nn.Module):
         x_rnd = norms.Norm(c.token_norm, name="token_norm")(self._embed(features))
         x_arnd = jnp.broadcast_to(x_rnd, (c.channels, *x_rnd.shape))
         channel_rs, seen = channel_of(c, features), sights(c, features)
-        for layer in range(c.layers):
-            last = layer == c.layers - 1
-            block = Layer(
-                *(c, last or c.mix == "every_layer", features.schema.time_exact),
-                name=f"layer_{layer}",
-            )
-            x_arnd = block(x_arnd, channel_rs, seen, last=last and c.prune_last)
+        exact, every = features.schema.time_exact, c.mix == "every_layer"
+        kinds = [(every, False)] * (c.layers - 1) + [(True, c.prune_last)]  # (mixes, last)
+        make = lambda name, kind: Layer(c, kind[0], exact, name=name)
+        call = lambda layer, kind, x_arnd: layer(x_arnd, channel_rs, seen, last=kind[1])
+        x_arnd = stack.run(self.compute, "layer", kinds, make, call, x_arnd)
         x_arcd = x_arnd[:, :, x_arnd.shape[2] - C :]
         if c.norm_place == "pre":
             x_arcd = norms.Norm(c.norm, name="output_norm")(x_arcd)

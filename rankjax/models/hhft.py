@@ -38,6 +38,7 @@ from rankjax.layers import (
     inputs,
     norms,
     per_token,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -283,6 +284,7 @@ class HHFT(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -299,14 +301,15 @@ class HHFT(nn.Module):
             c.tokenizer, c.tokens, c.width, c.tokenizer_hidden, c.init, c.dtype, name="tokenizer"
         )(inputs.collect(features, pooled))
         x_tnd = tokenizers.TaskTokens(c.tasks, name="cls")(x_tnd)
-        for layer in range(c.hetero_layers):
-            P = c.outputs(len(x_tnd), layer)
-            x_tnd = HeteroLayer(c, P, name=f"hetero_{layer}")(x_tnd)
+        outputs = [c.outputs(len(x_tnd), layer) for layer in range(c.hetero_layers)]
+        make = lambda name, P: HeteroLayer(c, P, name=name)
+        call = lambda layer, _, x: layer(x)
+        x_tnd = stack.run(self.compute, "hetero", outputs, make, call, x_tnd)
         t_vnw = pool(x_tnd, c.pool, c.tasks)
         V, N, W = t_vnw.shape
         t_nw = t_vnw.reshape(V * N, W)
-        for layer in range(c.layers):
-            t_nw = HiformerLayer(c, name=f"hiformer_{layer}")(t_nw)
+        make = lambda name, _: HiformerLayer(c, name=name)
+        t_nw = stack.run(self.compute, "hiformer", [None] * c.layers, make, call, t_nw)
         if c.norm_place == "pre":
             t_nw = norms.Norm(c.norm, name="out_norm")(t_nw)
         t_knw = jnp.broadcast_to(t_nw.reshape(V, N, W), (c.tasks, N, W))

@@ -36,6 +36,7 @@ from rankjax.layers import (
     inputs,
     norms,
     per_token,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -339,7 +340,7 @@ class Block(nn.Module):
         return hetero_attention.residual(s_pnd, ffn, ffn_norm, c.norm_place, P)
 
 
-def _score(c: AnyConfig, features: Features) -> jax.Array:
+def _score(c: AnyConfig, compute: stack.Compute, features: Features) -> jax.Array:
     """Both models' way from features to logits; its modules are those of the calling module."""
     R, C = features.candidate_sample.shape
     pooled = history_pooling.HistoryPooling(
@@ -350,8 +351,9 @@ def _score(c: AnyConfig, features: Features) -> jax.Array:
         name="tokenizer",
     )(inputs.collect(features, pooled))
     x_tnd = tokenizers.TaskTokens(c.tasks, name="task")(x_tnd)
-    for layer in range(c.layers):
-        x_tnd = Block(c, _outputs(c, len(x_tnd), layer), name=f"block_{layer}")(x_tnd)
+    outputs = [_outputs(c, len(x_tnd), layer) for layer in range(c.layers)]
+    make = lambda name, P: Block(c, P, name=name)
+    x_tnd = stack.run(compute, "block", outputs, make, lambda block, P, x_tnd: block(x_tnd), x_tnd)
     x_knd = x_tnd[: c.tasks]
     if c.norm_place == "pre":
         x_knd = hetero_attention.TokenNorm(c.norm, name="out_norm")(x_knd)
@@ -366,6 +368,7 @@ class HeteroAtt(nn.Module):
     """
 
     config: HeteroAttConfig
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -373,7 +376,7 @@ class HeteroAtt(nn.Module):
         self, features: Features, *, train: bool
     ) -> tuple[jax.Array, dict[str, auxiliary.Logits | auxiliary.Penalty]]:
         features.require_one_time("heteroatt")
-        return _score(self.config, features), {}
+        return _score(self.config, self.compute, features), {}
 
 
 class Hiformer(nn.Module):
@@ -383,6 +386,7 @@ class Hiformer(nn.Module):
     """
 
     config: HiformerConfig
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -390,4 +394,4 @@ class Hiformer(nn.Module):
         self, features: Features, *, train: bool
     ) -> tuple[jax.Array, dict[str, auxiliary.Logits | auxiliary.Penalty]]:
         features.require_one_time("hiformer")
-        return _score(self.config, features), {}
+        return _score(self.config, self.compute, features), {}

@@ -29,6 +29,7 @@ from rankjax.layers import (
     pointwise_attention,
     relative_bias,
     sequence,
+    stack,
     stochastic_length,
     task_heads,
 )
@@ -336,6 +337,7 @@ class HSTU(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = True
 
     @nn.compact
@@ -352,20 +354,16 @@ class HSTU(nn.Module):
             )
         C = features.candidate_sample.shape[1]
         context = sequence.context_tokens(features, c.context)
-        *before, last = masks_of(c, features).values()
+        masks = list(masks_of(c, features).values())
         x_rnd = self._embed(features)
         normalizer = pointwise_attention.normalizer(
-            c.attn_norm, last[1], static_max=c.static_max(context), constant=c.norm_constant
+            c.attn_norm, masks[-1][1], static_max=c.static_max(context), constant=c.norm_constant
         )
-        for layer in range(c.layers):
-            block = Layer(
-                c,
-                c.positions or c.static_max(context),
-                c.time_bias and features.schema.time_exact,
-                name=f"layer_{layer}",
-            )
-            mask = before[0] if before and layer < c.layers - 1 else last
-            x_rnd = block(x_rnd, mask, normalizer, train=train)
+        P, timed = c.positions or c.static_max(context), c.time_bias and features.schema.time_exact
+        make = lambda name, _: Layer(c, P, timed, name=name)
+        call = lambda layer, i, x_rnd: layer(x_rnd, masks[i], normalizer, train=train)
+        of_layers = sequence.mask_of_layers(masks, c.layers)
+        x_rnd = stack.run(self.compute, "layer", of_layers, make, call, x_rnd)
         x_rcd = norms.Norm(c.output_norm, name="output_norm")(x_rnd[:, x_rnd.shape[1] - C :])
         head = task_heads.MLP(c.tasks, c.head_hidden or c.width, name="head")
         return head(x_rcd), {}

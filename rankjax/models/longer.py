@@ -1,6 +1,4 @@
-"""LONGER: merge adjacent events, then recent tokens and globals read the history (2505.04421).
-
-"LONGER: Scaling Up Long Sequence Modeling in Industrial Recommenders" (2025, arXiv 2505.04421).
+"""LONGER: merge events, then recent tokens and globals read the history (arXiv 2505.04421).
 
 Features -> events -> groups of K -> [merged history | user's globals | candidates]
   -> layer 1, queries [k newest | globals | candidates] -> layers 2 .. L on those rows
@@ -44,6 +42,7 @@ from rankjax.layers import (
     initializers,
     norms,
     sequence,
+    stack,
     task_heads,
     token_merge,
     transformer_block,
@@ -300,6 +299,7 @@ class LONGER(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -311,16 +311,18 @@ class LONGER(nn.Module):
             raise ValueError("longer: the schema has no item feature, of which a token is made")
         c = self.config
         features, groups = _grouped(c, features)
-        masks = _masks(c, features, groups)
+        masks = list(_masks(c, features, groups).values())
         history_rmd = self._history(features, groups, train)
         x_rnd = jnp.concatenate([history_rmd, *self._global_tokens(features)], axis=1)
-        for layer in range(1, c.layers + 1):
-            mask = masks[f"layer {layer}"]
-            x_rnd = self._block(c.heads, c.layers, f"layer_{layer}")(x_rnd, *mask, train=train)
+        last = c.layers - 1 if c.prune_last and not c.history_mean else 1
+        of_layers = [0, *[1] * (c.layers - 2), last][: c.layers]  # which mask
+        make = lambda name, _: self._block(c.heads, c.layers, name)
+        call = lambda block, i, x_rnd: block(x_rnd, *masks[i], train=train)
+        x_rnd = stack.run(self.compute, "layer", of_layers, make, call, x_rnd, begin=1)
         if c.norm_place == "pre":
             x_rnd = norms.Norm(c.norm, name="output_norm")(x_rnd)
         head = task_heads.MLP(c.tasks, c.head_hidden or c.width, c.init, name="head")
-        return head(self._read(features, x_rnd, mask[0])), {}
+        return head(self._read(features, x_rnd, masks[-1][0])), {}
 
     def _block(self, heads: int, layers: int, name: str) -> transformer_block.Block:
         c = self.config
@@ -358,8 +360,7 @@ class LONGER(nn.Module):
     def _global_tokens(self, features: Features) -> list[jax.Array]:
         """What follows the history in the stream: [R, G m, w] and [R, C P, w]."""
         c, schema = self.config, features.schema
-        G = sequence.samples(features)
-        R = len(features.candidate_sample)
+        R, G = len(features.candidate_sample), sequence.samples(features)
         norm = norms.Norm(c.token_norm, name="global_norm")
         names = [f.name for f in (*schema.of("item"), *schema.of("context"))]
         own_rcw = self._dense(c.width, "candidate")(

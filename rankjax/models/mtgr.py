@@ -28,7 +28,16 @@ from flax import linen as nn
 from rankjax import batch, papers
 from rankjax.batch import Features, Tokens
 from rankjax.kernels import hstu_attention
-from rankjax.layers import activations, checks, group_norm, initializers, mmoe, norms, sequence
+from rankjax.layers import (
+    activations,
+    checks,
+    group_norm,
+    initializers,
+    mmoe,
+    norms,
+    sequence,
+    stack,
+)
 from rankjax.masks import MaskRule
 
 # The dynamic mask: U and S, whose role is context, are read by everything and read nothing else; R
@@ -297,6 +306,7 @@ class MTGR(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = True
 
     @nn.compact
@@ -308,12 +318,13 @@ class MTGR(nn.Module):
             features.require_one_time("mtgr with attn_norm='valid_len'", "it counts later events")
         C = features.candidate_sample.shape[1]
         group_rn = groups(features)
-        *before, last = masks_of(c, features).values()
-        normalizer = self._normalizer(last[1], context)
+        masks = list(masks_of(c, features).values())
+        normalizer = self._normalizer(masks[-1][1], context)
         x_rnd = self._embed(features)
-        for layer in range(c.layers):
-            mask = before[0] if before and layer < c.layers - 1 else last
-            x_rnd = Layer(c, name=f"layer_{layer}")(x_rnd, group_rn, mask, normalizer)
+        make = lambda name, _: Layer(c, name=name)
+        call = lambda layer, i, x_rnd: layer(x_rnd, group_rn, masks[i], normalizer)
+        of_layers = sequence.mask_of_layers(masks, c.layers)
+        x_rnd = stack.run(self.compute, "layer", of_layers, make, call, x_rnd)
         x_rcd = norms.Norm(c.output_norm, name="output_norm")(x_rnd[:, x_rnd.shape[1] - C :])
         widths = (c.expert_hidden or c.width, c.tower_hidden or c.width)
         return mmoe.MMoE(c.tasks, c.experts, *widths, c.init, name="head")(x_rcd), {}

@@ -1,7 +1,4 @@
-"""OneTrans: one causal Transformer over the user's events and the candidate's feature tokens.
-
-Source: "OneTrans: Unified Feature Interaction and Sequence Modeling with One Transformer in
-Industrial Recommender" (arXiv 2510.26104).
+"""OneTrans: one causal Transformer over events and the candidate's tokens (arXiv 2510.26104).
 
 Features -> [S tokens: events | NS tokens: T of each candidate] -> L blocks -> NS tokens -> logits
 
@@ -45,6 +42,7 @@ from rankjax.layers import (
     mixed,
     norms,
     sequence,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -101,10 +99,7 @@ class Config:
     dtype: str = "float32"  # of activations; parameters are always float32
     implementation: str | None = None  # of the attention; None = the best for the platform
 
-    axes: ClassVar[dict[str, str]] = {
-        **{"T": "tokens", "S": "history"},
-        **{"L": "layers", "D": "width"},
-    }
+    axes: ClassVar[dict[str, str]] = dict(T="tokens", S="history", L="layers", D="width")
     paper_scope: ClassVar[str] = (
         "the L blocks, without tokenizers and heads; FLOPs of the S tokens and one candidate"
     )
@@ -215,11 +210,9 @@ def _full_over_pyramid(config: Config) -> float:
     return full.paper_flops() / config.paper_flops()
 
 
-def _figure(
-    what: str, printed: float, ours: Callable[[Config], float], config: Config, note: str
-) -> papers.Figure:
+def _figure(what: str, printed: float, ours: Callable, c: Config, note: str) -> papers.Figure:
     """Without a target: what exactly the paper counts cannot be told."""
-    ours, where = functools.partial(ours, config), "tables of sizes and ablations"
+    ours, where = functools.partial(ours, c), "tables of sizes and ablations"
     return papers.Figure(
         what=what, printed=printed, ours=ours, where=where, tolerance=None, note=note
     )
@@ -297,6 +290,12 @@ def masks_of(config: Config, features: Features) -> dict[str, tuple[Tokens, Toke
     return _masks(config, features, _lists(config, features), T)
 
 
+def _kinds(c: Config) -> list[tuple[int | None, int]]:
+    """The most S tokens of a sample that each block finds (None: the whole list) and computes."""
+    most = [*c.schedule[:-1], 0 if c.prune_last else c.schedule[-1]]
+    return list(zip([None, *most[:-1]], most, strict=True))
+
+
 def _lists(c: Config, features: Features) -> event_lists.Lists:
     return event_lists.merge(features, history=c.history, sequences=c.sequences, by=c.merge)
 
@@ -307,9 +306,7 @@ def _masks(
     candidates = _candidate_tokens(features, T, config.event_tokens)
     join = lambda s: jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), s, candidates)
     samples, keys, masks = sequence.samples(features), lists.tokens, {}
-    for layer, most in enumerate(config.schedule, start=1):
-        if config.prune_last and layer == config.layers:
-            most = 0
+    for layer, (_, most) in enumerate(_kinds(config), start=1):
         queries = event_lists.last(lists, most, samples)
         masks[f"layer {layer}"] = (join(queries), join(keys), RULE)
         keys = queries
@@ -369,6 +366,7 @@ class OneTrans(nn.Module):
     """
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -389,12 +387,14 @@ class OneTrans(nn.Module):
             name="events",
         )
         x = (token_norm(events(features, lists)), token_norm(ns_tmd))
-        masks = _masks(c, features, lists, len(ns_tmd))
-        for layer, (q_tokens, k_tokens, _) in enumerate(masks.values()):
-            x = Block(c, name=f"block_{layer}")(x, q_tokens, k_tokens)
-        ns_tmd = x[1]
+        kinds = _kinds(c)
+        if c.pyramid and len(set(kinds)) == c.layers:
+            stack.refuse_scan(self.compute, "onetrans", "its pyramid makes every block differ")
+        mask = dict(zip(kinds, _masks(c, features, lists, len(ns_tmd)).values(), strict=True))
+        make = lambda name, _: Block(c, name=name)
+        call = lambda block, kind, x: block(x, *mask[kind][:2])
+        _, ns_tmd = stack.run(self.compute, "block", kinds, make, call, x)
         if c.norm_place == "pre":
             ns_tmd = norms.Norm(c.norm, name="out_norm")(ns_tmd)
         x_rcd = ns_tmd.swapaxes(0, 1).reshape(R, C, -1)
-        head = task_heads.MLP(c.tasks, c.head_hidden or c.width, c.init, name="head")
-        return head(x_rcd), {}
+        return task_heads.MLP(c.tasks, c.head_hidden or c.width, c.init, name="head")(x_rcd), {}

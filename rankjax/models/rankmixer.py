@@ -12,6 +12,7 @@ T (X (2 k D^2 + k D + D) + routers X (D + 1)) and two norms.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -30,6 +31,7 @@ from rankjax.layers import (
     mixture,
     norms,
     per_token,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -234,6 +236,7 @@ class RankMixer(nn.Module):
     """Tokenizer, L blocks, mean over tokens, one linear head for all tasks."""
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -255,30 +258,29 @@ class RankMixer(nn.Module):
             c.tokenizer, c.tokens, c.width, c.tokenizer_hidden, c.init, c.dtype, name="tokenizer"
         )(inputs.collect(features, pooled))
         mixing.check("rankmixer", len(x_tnd), c.width)  # T may come from the data
-        blocks = [Block(c, name=f"block_{layer}") for layer in range(c.layers)]
+        make = functools.cache(lambda name, _: Block(c, name=name))  # the blocks of both routers
         out_norm = norms.Norm(c.norm, name="out_norm") if c.norm_place == "pre" else lambda x: x
         heads = task_heads.Linear(c.tasks, c.init, name="heads")
 
-        def logits(x_tnd: jax.Array, router: str) -> tuple[jax.Array, list[jax.Array | None]]:
-            gates = []
-            for block in blocks:
-                x_tnd, gate_tnx = block(x_tnd, router)
-                gates.append(gate_tnx)
+        def logits(x_tnd: jax.Array, router: str) -> tuple[jax.Array, jax.Array | None]:
+            call = lambda block, _, x_tnd: block(x_tnd, router)
+            x_tnd, gate_ltnx = stack.collect(
+                self.compute, "block", [None] * c.layers, make, call, x_tnd
+            )
             x_nd = out_norm(x_tnd).mean(axis=0)
-            return heads(x_nd.reshape(*features.candidate_sample.shape, c.width)), gates
+            return heads(x_nd.reshape(*features.candidate_sample.shape, c.width)), gate_ltnx
 
-        logits_rck, gates = logits(x_tnd, "router")
+        logits_rck, gate_ltnx = logits(x_tnd, "router")
         aux = {}
         if train and c.experts > 1:
-            aux["experts"] = _usage(gates, features.candidate_mask.reshape(-1), c.active_share)
+            aux["experts"] = _usage(gate_ltnx, features.candidate_mask.reshape(-1), c.active_share)
             if c.dtsi:
                 aux["dense_router"] = auxiliary.Logits(logits(x_tnd, "router_train")[0])
         return logits_rck, aux
 
 
-def _usage(gates: list[jax.Array], valid_n: jax.Array, target: float) -> auxiliary.Penalty:
+def _usage(gate_ltnx: jax.Array, valid_n: jax.Array, target: float) -> auxiliary.Penalty:
     """Mean over valid candidates, tokens and layers of sum_j G_j, and the share of G_j > 0."""
-    gate_ltnx = jnp.stack(gates)
     weight_n = valid_n / jnp.maximum(valid_n.sum(), 1)
     return auxiliary.Penalty(
         value=(gate_ltnx.sum(axis=-1).mean(axis=(0, 1)) * weight_n).sum(),

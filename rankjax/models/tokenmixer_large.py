@@ -12,7 +12,7 @@ X experts, each of F / X: 2 T (3 D F + 2 F + X D + (X - 1) (D + 1)) and two norm
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from rankjax.layers import (
     mixture,
     norms,
     per_token,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -317,6 +318,7 @@ class TokenMixerLarge(nn.Module):
     """Group tokens and a global one, L blocks, one linear head on the global token."""
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -330,7 +332,6 @@ class TokenMixerLarge(nn.Module):
         features.require_one_time("tokenmixer_large")
         c = self.config
         x_tnd = self._tokens(features)
-        earlier_tnd, aux = x_tnd, {}  # X^(l - s)
 
         def head(x_nd: jax.Array, norm: str, name: str) -> jax.Array:
             if c.norm_place == "pre":
@@ -338,15 +339,25 @@ class TokenMixerLarge(nn.Module):
             x_rcd = x_nd.reshape(*features.candidate_sample.shape, c.width)
             return task_heads.Linear(c.tasks, c.init, name=name)(x_rcd)
 
-        for layer in range(1, c.layers + 1):
-            last = layer == c.layers
-            x_tnd = Block(c, name=f"block_{layer - 1}")(x_tnd, c.prune_last and last)
-            if c.inter_residual and layer % c.inter_residual == 0:
+        def call(block: Block, kind: tuple[bool, bool], carry: tuple[jax.Array, jax.Array]) -> Any:
+            (pruned, arrives), (x_tnd, earlier_tnd) = kind, carry
+            x_tnd = block(x_tnd, pruned)
+            if arrives:
                 x_tnd = x_tnd + earlier_tnd[: len(x_tnd)]
                 earlier_tnd = x_tnd
-            if train and layer in c.depths:
-                logits_rck = head(x_tnd[0], f"aux_norm_{layer}", f"aux_heads_{layer}")
-                aux[f"layer_{layer}"] = auxiliary.Logits(logits_rck, weight=AUX_WEIGHT)
+            return (x_tnd, earlier_tnd), x_tnd[0] if train and c.depths else None
+
+        L, s = c.layers, c.inter_residual
+        kinds = [(c.prune_last and n == L, bool(s) and n % s == 0) for n in range(1, L + 1)]
+        make = lambda name, _: Block(c, name=name)
+        # Beside X^l goes X^(l - s), which arrives every s blocks.
+        (x_tnd, _), global_lnd = stack.collect(
+            self.compute, "block", kinds, make, call, (x_tnd, x_tnd)
+        )
+        aux = {}
+        for layer in c.depths if train else ():
+            logits_rck = head(global_lnd[layer - 1], f"aux_norm_{layer}", f"aux_heads_{layer}")
+            aux[f"layer_{layer}"] = auxiliary.Logits(logits_rck, weight=AUX_WEIGHT)
         return head(x_tnd[0], "out_norm", "heads"), aux
 
     def _tokens(self, features: Features) -> jax.Array:

@@ -27,6 +27,7 @@ from rankjax.layers import (
     initializers,
     inputs,
     norms,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -196,6 +197,7 @@ class Transformer(nn.Module):
     """Tokenizer, task tokens, L blocks, and a linear head that reads task tokens or the mean."""
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -218,9 +220,10 @@ class Transformer(nn.Module):
         by_task = c.readout == "task"
         if by_task:
             x_tnd = tokenizers.TaskTokens(c.tasks, name="task_tokens")(x_tnd)
-        for layer in range(c.layers):
-            prune = by_task and c.prune_last and layer == c.layers - 1
-            x_tnd = Block(c, name=f"block_{layer}")(x_tnd, c.tasks if prune else None)
+        rows = [None] * (c.layers - 1) + [c.tasks if by_task and c.prune_last else None]
+        make = lambda name, rows: Block(c, name=name)
+        call = lambda block, rows, x_tnd: block(x_tnd, rows)
+        x_tnd = stack.run(self.compute, "block", rows, make, call, x_tnd)
         x_tnd = x_tnd[: c.tasks] if by_task else x_tnd
         if c.norm_place == "pre":
             x_tnd = norms.Norm(c.norm, name="out_norm")(x_tnd)

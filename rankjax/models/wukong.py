@@ -32,6 +32,7 @@ from rankjax.layers import (
     initializers,
     inputs,
     norms,
+    stack,
     task_heads,
     tokenizers,
 )
@@ -89,15 +90,15 @@ class Config:
 
     def paper_params(self) -> int | None:
         """The sum over layers of the module docstring's; None where the data decide T."""
-        return None if self.tokens is None else sum(map(self._layer_params, self._read()))
+        return None if self.tokens is None else sum(map(self._layer_params, self.read(self.tokens)))
 
     def paper_flops(self) -> float | None:
         """The matrices of the layers; None where the data decide T."""
-        return None if self.tokens is None else sum(map(self._layer_flops, self._read()))
+        return None if self.tokens is None else sum(map(self._layer_flops, self.read(self.tokens)))
 
-    def _read(self) -> list[int]:
-        """How many tokens each layer reads."""
-        found = [self.tokens]
+    def read(self, tokens: int) -> list[int]:
+        """How many tokens each layer reads, the first one `tokens`."""
+        found = [tokens]
         while len(found) < self.layers:
             found.append(sum(self.made_of(found[-1])))
         return found
@@ -334,6 +335,7 @@ class Wukong(nn.Module):
     """Tokenizer, L layers, all tokens side by side, an MLP, one linear head for all tasks."""
 
     config: Config
+    compute: stack.Compute = stack.Compute()
     windows: ClassVar[bool] = False
 
     @nn.compact
@@ -353,8 +355,9 @@ class Wukong(nn.Module):
         x_tnd = tokenizers.Tokenizer(
             c.tokenizer, c.tokens, c.width, c.tokenizer_hidden, c.init, c.dtype, name="tokenizer"
         )(inputs.collect(features, pooled))
-        for layer in range(c.layers):
-            x_tnd = Layer(c, name=f"layer_{layer}")(x_tnd)
+        make = lambda name, tokens: Layer(c, name=name)
+        call = lambda layer, tokens, x_tnd: layer(x_tnd)
+        x_tnd = stack.run(self.compute, "layer", c.read(len(x_tnd)), make, call, x_tnd)
         if c.norm_place == "pre":
             x_tnd = norms.Norm(c.norm, name="out_norm")(x_tnd)
         x_rcw = x_tnd.swapaxes(0, 1).reshape(R, C, -1)

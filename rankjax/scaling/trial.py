@@ -15,6 +15,7 @@ import numpy as np
 from rankjax import checkpoint, embedding, evaluate, flops, hosts, sharding, train
 from rankjax.data import event_log, loader, samples
 from rankjax.data.sources import synthetic
+from rankjax.layers import stack
 from rankjax.scaling import folders, ladder, sizes
 
 METRICS = ("ne", "auc", "log_loss", "gauc", "pcoc", "request_auc", "request_mrr", "request_ndcg10")
@@ -68,6 +69,7 @@ def run(
     test: bool,
     on_step: Callable[[int, int], None] | None = None,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains (or resumes, or finds trained) and evaluates; returns (result, timing) of one row.
 
@@ -89,12 +91,19 @@ def run(
     steps = 0
     try:
         done = train.run(
-            log, spec.model, spec.training, train_samples, folder, on_step=on_step, place=place
+            log,
+            spec.model,
+            spec.training,
+            train_samples,
+            folder,
+            on_step=on_step,
+            place=place,
+            compute=compute,
         )
         trained, seconds, steps = time.monotonic(), done.seconds, done.steps_now
         scored["progressive"] = done.progressive
         for span in ("validation", "test") if test else ("validation",):
-            scored[span] = score_span(spec, log, done.state, span, place)
+            scored[span] = score_span(spec, log, done.state, span, place, compute)
     except train.NonFiniteLoss as error:  # an outcome (a rate too high), not an accident
         result["failed"] = str(error)
     undefined = {}
@@ -148,9 +157,10 @@ def score_span(
     state: train.State,
     span: str,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> evaluate.Scored:
     """Held-out predictions of a trained state for every impression of a span."""
-    prog = train.program(spec.model, log.schema, spec.training, place)
+    prog = train.program(spec.model, log.schema, spec.training, place, compute)
     held_out = _samples(log, spec.samples, span, None)
     in_time = dataclasses.replace(spec.training, order="time")
     batches = train.batches(log, in_time, held_out, place)
@@ -163,11 +173,12 @@ def restore(
     log: event_log.EventLog,
     folder: pathlib.Path,
     place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
 ) -> train.State:
     """The trained state that `run` left in the trial's folder, whatever mesh it trained on."""
     train_samples = _samples(log, spec.samples, "train", spec.budget)
     batch = train.batches(log, spec.training, train_samples, place)[0]
-    like = train.init(spec.model, log.schema, spec.training, batch, place)
+    like = train.init(spec.model, log.schema, spec.training, batch, place, compute)
     rows = dict(embedding.plan(log.schema, spec.training.tables).arrays)
     return checkpoint.restore(folder / "checkpoints", like, rows=rows)[0]
 
