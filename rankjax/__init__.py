@@ -25,6 +25,7 @@ optim       the optax chain and its schedules
 evaluate    the scoring function, and the metrics of a scored stream
 checkpoint  Orbax: model, optimizer, tables and (seed, step), in one atomic save
 step        state and one step of training: what is jitted, on one device or on a mesh
+plan        what a step compiles to, from shapes alone: FLOPs, memory, what devices exchange
 train       the loop; held-out and progressive ("predict, then train")
 baseline    gradient-boosted trees on the same features, split and metrics
 scaling     trial, ladder, study, fit, report: what to scale

@@ -5,7 +5,6 @@ Every command takes --json to print one JSON object for machines instead of text
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -360,7 +359,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv is None:
         argv = sys.argv[1:]
         if argv[:1] in (["train"], ["bench"]):  # a study gives its workers the same
-            _keep_memory()
+            workers.keep_memory()
     if argv[:1] in ([], ["--help"], ["-h"]):
         print(_usage())
         sys.exit(0)
@@ -385,13 +384,6 @@ def _run(command: Callable | dict[str, Callable], prog: str, args: list[str]) ->
     except KeyboardInterrupt:
         print("rankjax: stopped; what was running is saved, run it again to go on", file=sys.stderr)
         sys.exit(130)
-
-
-def _keep_memory() -> None:
-    """Starts this process anew with workers.KEEP_MEMORY, which glibc reads at the start only."""
-    if sys.platform == "linux" and "RANKJAX_KEEPS_MEMORY" not in os.environ:
-        wanted = {**workers.KEEP_MEMORY, **os.environ, "RANKJAX_KEEPS_MEMORY": "1"}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 
 def _usage() -> str:

@@ -198,7 +198,7 @@ def test_training_starts_again_with_memory_that_it_keeps_once(monkeypatch, capsy
         started.append((path, argv, environment))
         raise SystemExit(0)  # the process ends here
 
-    monkeypatch.setattr(cli.os, "execve", execve)
+    monkeypatch.setattr(workers.os, "execve", execve)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "orig_argv", ["python", "bin/rankjax", "bench", "--nothing"])
     monkeypatch.setattr(sys, "argv", ["bin/rankjax", "bench", "--nothing"])
@@ -209,7 +209,7 @@ def test_training_starts_again_with_memory_that_it_keeps_once(monkeypatch, capsy
         cli.main()
     (path, argv, environment) = started[0]
     assert path == argv[0] == sys.executable and argv[1:] == ["bin/rankjax", "bench", "--nothing"]
-    assert environment.items() >= {**workers.KEEP_MEMORY, **cli.os.environ}.items()
+    assert environment.items() >= {**workers.KEEP_MEMORY, **workers.os.environ}.items()
     assert environment["GLIBC_TUNABLES"] == "mine"
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -8,6 +8,7 @@ blocks    every architecture's block beside plain PyTorch, pruning, ways to writ
 block_cases, block_inputs  the blocks, with all that goes into them
 kernels   attention by every implementation, jagged rows; attention_cases, attention_peers
 tuning    which tiles a kind of device likes best
+weak      what a device computes and exchanges as devices grow, from the compiled step
 commands  `rankjax bench ...`
 """
 

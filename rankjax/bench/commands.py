@@ -1,8 +1,10 @@
 """`rankjax bench NAME`: measure, print, write JSON; the names stand in COMMANDS."""
 
+import contextlib
 import dataclasses
 import json as json_text
 import pathlib
+import sys
 from typing import Annotated, Any, Literal
 
 import jax
@@ -11,7 +13,18 @@ import rich.table
 import rich.text
 import tyro
 
-from rankjax.bench import block_inputs, blocks, kernels, loading, rounds, steps, tables, tuning
+from rankjax import catalogue, models
+from rankjax.bench import (
+    block_inputs,
+    blocks,
+    kernels,
+    loading,
+    rounds,
+    steps,
+    tables,
+    tuning,
+    weak,
+)
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
 from rankjax.kernels.hstu_attention import tiles
@@ -251,6 +264,38 @@ def _open(log: pathlib.Path | None) -> event_log.EventLog:
     return event_log.EventLog.open(log or synthetic.prepare(synthetic.WORLD_SMALL, WORLD))
 
 
+def measure_weak(
+    names: tuple[Literal[*models.MODELS], ...] = ("rankmixer", "hstu"),
+    devices: tuple[int, ...] = weak.DEVICES,
+    strategies: tuple[str, ...] = ("data", "fsdp"),
+    width: int = 128,
+    layers: int = 2,
+    shape: Annotated[weak.Shape, tyro.conf.arg(name="")] = weak.Shape(),  # noqa: B008 (frozen)
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """What a device computes and exchanges as devices grow, compiled for simulated CPU devices.
+
+    Args:
+      names: architectures.
+      devices: numbers of devices.
+      strategies: as of `rankjax train --mesh.strategy`.
+      width: D.
+      layers: L.
+      shape: a device's part of the batch, the same on any number of them.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    with contextlib.suppress(RuntimeError):  # too late where devices are in use: `run` tells
+        jax.config.update("jax_num_cpu_devices", max(devices))
+    schema = catalogue.world_schema()
+    sizes = {"width": width, "layers": layers, "history": shape.history}
+    made = {name: presets.model(name, len(schema.tasks), **sizes) for name in names}
+    tell = lambda case: print(case, file=sys.stderr)
+    options = {"devices": devices, "strategies": strategies, "shape": shape, "on_case": tell}
+    return _finish({"weak": weak.run(made, schema, **options)}, out, json)
+
+
 def _finish(found: dict[str, Any], out: pathlib.Path | None, as_json: bool) -> dict[str, Any]:
     found = {"machine": rounds.machine(), **found}
     if out is not None:
@@ -292,5 +337,6 @@ COMMANDS = {
     "step": measure_step,
     "models": measure_models,
     "kernels": measure_kernels,
+    "weak": measure_weak,
     "all": measure_all,
 }

@@ -36,6 +36,13 @@ KEEP_MEMORY = {
 }
 
 
+def keep_memory() -> None:
+    """Starts this process anew with KEEP_MEMORY, which glibc reads at the start only."""
+    if sys.platform == "linux" and "RANKJAX_KEEPS_MEMORY" not in os.environ:
+        wanted = {**KEEP_MEMORY, **os.environ, "RANKJAX_KEEPS_MEMORY": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
+
+
 class Failed(RuntimeError):
     """A worker ended before its work was done; the message says why."""
 
