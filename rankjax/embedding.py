@@ -31,6 +31,7 @@ FUSED_ROWS = 2**22
 # all of it in order is then cheaper than finding the distinct ids (measured on XLA:CPU).
 WHOLE_ROWS_PER_ID = 0.75
 METHODS = ("whole", "hash", "sort")
+place: None = None  # all on one device; `sharded_embedding.Sharded` has a mesh here
 Method = Literal["whole", "hash", "sort"]
 
 Tables = dict[str, dict[str, jax.Array]]

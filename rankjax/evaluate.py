@@ -41,7 +41,8 @@ def apply(
     too. Padding candidates get 0.
     """
     features, bias_rck = lib.features(layout, rows, ids, batch)
-    logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
+    with sharding.on(lib.place):
+        logits_rck, aux = model.apply({"params": params}, features, train=train, rngs=rngs or {})
 
     def biased(x_rck: jax.Array, bias_rck: jax.Array) -> jax.Array:
         # Broadcast against the biases, a model's wrong shape would pass unseen.

@@ -110,8 +110,9 @@ def collectives(text: str) -> dict[str, int]:
         sizes = [_bytes(dtype, dims) for dtype, dims in arrays if dtype != "token"]
         if start:  # (what goes in, what comes out, ...)
             sizes = [max(sizes)]
-        scattered = _group(rest) if kind == "reduce-scatter" else 1
-        found[kind] += scattered * sum(sizes)
+        together = _group(rest)
+        if together > 1:
+            found[kind] += (together if kind == "reduce-scatter" else 1) * sum(sizes)
     return dict(found)
 
 
@@ -121,7 +122,15 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 def _group(text: str) -> int:
-    """Devices of one group: replica_groups={{0,1},{2,3}} or [2,2]<=[4]."""
+    """How many devices exchange with each other; two where the line does not say groups.
+
+    {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}.
+    """
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(listed.group(1).split(","))
-    return int(re.search(r"replica_groups=\[\d+,(\d+)\]", text).group(1))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(counted.group(1))
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named.group(2)))
+    return 2

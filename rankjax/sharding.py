@@ -6,6 +6,7 @@ names to axes of the mesh. Parameters get their names from the table PARAMETERS,
 models say nothing of devices. The rows of embedding tables are split over all axes together.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -198,6 +199,13 @@ def chosen(config: MeshConfig) -> Placement | None:
     """`placement` on all devices of all hosts; None for one device, which needs no mesh."""
     one = config.data * config.model * config.replica == 1
     return None if one or len(jax.devices()) == 1 else placement(config)
+
+
+def on(place: Placement | None) -> contextlib.AbstractContextManager:
+    """Tells what is traced inside which mesh it is for; see kernels/partition.py."""
+    if place is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(place.mesh.abstract_mesh)
 
 
 def local(x: jax.Array | np.ndarray) -> np.ndarray:

@@ -258,7 +258,8 @@ def fresh(
     features, _ = prog.lib.features(prog.layout, rows, ids, batch)
     keys = {"params": dense_key, "dropout": dense_key}
     # With train=True, so that what only training uses has its parameters too.
-    (_, aux), variables = one_by_one.init_with_output(keys, features, train=True)
+    with sharding.on(place):
+        (_, aux), variables = one_by_one.init_with_output(keys, features, train=True)
     params = nn.unbox(variables)["params"]
     if compute.scan:
         own = jax.eval_shape(lambda: prog.model.init(keys, features, train=True)["params"])

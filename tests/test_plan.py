@@ -99,11 +99,15 @@ def test_collectives_of_other_kinds_of_lines():
   %c = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
   %d = f32[8]{0} all-gather-done(%c)
   %e = pred[3]{0} fusion(%all-reduce.1)
+  %f = f32[3]{0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add
+  %g = f32[4]{0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=3] {'a','b'}, dimensions={0}
+  %h = f32[5]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
 """
     assert plan.collectives(text) == {
         "all-reduce": 64 + 8,
-        "reduce-scatter": 4 * 32,
+        "reduce-scatter": 4 * 32 + 6 * 16,
         "all-gather": 32,
+        "collective-permute": 20,
     }
 
 

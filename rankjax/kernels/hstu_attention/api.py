@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankjax.batch import CONTEXT, PAD, Tokens
+from rankjax.kernels import partition
 from rankjax.kernels.hstu_attention import bias as bias_lib
 from rankjax.kernels.hstu_attention import pallas_gpu, pallas_tpu, reference, xla
 from rankjax.kernels.hstu_attention import tiles as tiles_lib
@@ -92,13 +93,10 @@ def hstu_attention(
         implementation = "xla"
     wide = jnp.promote_types(q_rnhq.dtype, jnp.float32)
     inverse_rn = jnp.broadcast_to(1 / jnp.asarray(normalizer, wide), q_rnhq.shape[:2])
-    R, N, H, _ = q_rnhq.shape
-    few = R * H * N * k_rmhq.shape[1] <= xla.PAIRS
-    if implementation in (None, "xla") and tile is None and few:
-        return xla.whole(arrays, bias, tokens, inverse_rn, rule, float(scale))
     tiles = tiles_lib.Tiles.same(tile) if isinstance(tile, tuple) else tile
     call = _Call(implementation=implementation, rule=rule, scale=float(scale), tiles=tiles)
-    return _tiled(call, arrays, bias, tokens, inverse_rn)
+    args = arrays, bias, tokens, inverse_rn
+    return partition.run(call, args, ("r.h.", "", "r.", "r."), "r.h.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +107,20 @@ class _Call:
     rule: MaskRule
     scale: float
     tiles: tiles_lib.Tiles | None
+
+    def __call__(
+        self,
+        arrays: xla.Arrays,
+        bias: bias_lib.RelativeBias | None,
+        tokens: tuple[Tokens, Tokens],
+        inverse_rn: jax.Array,
+    ) -> jax.Array:
+        """Of one device: its rows and heads decide whether pairs are few."""
+        (R, N, H, _), M = arrays[0].shape, arrays[1].shape[1]
+        few = R * H * N * M <= xla.PAIRS
+        if self.implementation in (None, "xla") and self.tiles is None and few:
+            return xla.whole(arrays, bias, tokens, inverse_rn, self.rule, self.scale)
+        return _tiled(self, arrays, bias, tokens, inverse_rn)
 
     def run(self, direction: str, arrays: xla.Arrays, *args: jax.Array) -> jax.Array:
         """`forward` or `backward` of the implementation, or of the platform compiled for."""

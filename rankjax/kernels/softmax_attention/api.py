@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rankjax.batch import Tokens
+from rankjax.kernels import partition
 from rankjax.kernels.softmax_attention import by_jax_nn, by_splash, by_tokamax, reference, xla
 from rankjax.masks import MaskRule
 
@@ -73,7 +74,9 @@ def softmax_attention(
         branches = _forced(implementation)
     branches = {platform: _bound(f, **static) for platform, f in branches.items()}
     # The platform compiled for, not the one we run on: a plan for a pod is made on a CPU.
-    return jax.lax.platform_dependent(*args, **branches)
+    function = functools.partial(jax.lax.platform_dependent, **branches)
+    axes = "r.h.", "r.h.", "r.h.", "r.", "r.", "rh.."
+    return partition.run(function, args, axes, "r.h.")
 
 
 def _bound(function: Callable[..., jax.Array], **static) -> Callable[..., jax.Array]:
