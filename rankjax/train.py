@@ -72,6 +72,8 @@ class Run:
     progressive: evaluate.Scored
     steps_now: int  # of this call; fewer than all of them where a run was resumed
     seconds: dict[str, float]  # total, wait (for the loader), first (step, compilation included)
+    # Of a mesh: what the last step exchanged of tables: rounds, and bytes that a device sent.
+    exchanged: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -132,7 +134,8 @@ def run(
         finally:
             journal.close()
     progressive = evaluate.joined(journal.scored, len(log.schema.tasks))
-    return Run(state, progressive, len(epoch) - loop.first, loop.seconds)
+    steps = len(epoch) - loop.first
+    return Run(state, progressive, steps, loop.seconds, loop.exchanged)
 
 
 @contextlib.contextmanager
@@ -158,6 +161,7 @@ class _Loop:
         self.journal, self.on_step, self.place = journal, on_step, place
         self.watch: hosts.Watch | None = None
         self.stop = hosts.Stop()
+        self.exchanged: dict[str, float] = {}
         self.state: State | None = None
         self.pending: list[tuple[int, np.ndarray, dict]] = []  # steps not yet fetched
         self.began, self.first = 0.0, 0
@@ -233,13 +237,14 @@ class _Loop:
             # Fetching waits for the device: a Ctrl-C comes there, and finds the step still pending.
             del self.pending[0]
             self.journal.scored.append(scored)
+        self.exchanged = {k: float(v) for k, v in out.get("exchange", {}).items()}
         self.journal.write(
             {
                 "step": step + 1,
                 "loss": float(np.mean(losses)),
                 **{k: float(v) for k, v in out["parts"].items()},
                 **{f"grad_norm/{k}": float(v) for k, v in out["grad_norm"].items()},
-                **{f"exchange/{k}": float(v) for k, v in out.get("exchange", {}).items()},
+                **{f"exchange/{k}": v for k, v in self.exchanged.items()},
                 "padding_share": 1 - self.valid / max(self.slots, 1),
                 "loader_wait_share": self.seconds["wait"] / max(elapsed, 1e-9),
                 "steps_per_second": (step + 1 - self.first) / max(elapsed, 1e-9),

@@ -88,7 +88,7 @@ def run(
         _claim(spec, log, folder)  # only what can be trained
     hosts.wait("claim")
     scored, seconds, trained = {}, {"total": 0.0, "first": 0.0, "wait": 0.0}, began
-    steps = 0
+    steps, exchanged = 0, {}
     try:
         done = train.run(
             log,
@@ -101,6 +101,7 @@ def run(
             compute=compute,
         )
         trained, seconds, steps = time.monotonic(), done.seconds, done.steps_now
+        exchanged = {f"exchange_{key}": value for key, value in done.exchanged.items()}
         scored["progressive"] = done.progressive
         for span in ("validation", "test") if test else ("validation",):
             scored[span] = score_span(spec, log, done.state, span, place, compute)
@@ -130,6 +131,7 @@ def run(
         # Of padded shapes, which the step computes; None where the device's peak is not known.
         "mfu": result["flops"] * speed / peak if peak else None,
         "device": device,
+        **exchanged,
     }
     return result, timing
 
