@@ -75,7 +75,7 @@ A, B = False, True
         ((A, B, A, B, A), {"layer_stack_5_7_2", "layer_stack_6_8_2", "layer_9"}),
         ((A,), {"layer_5"}),
     ],
-    ids=str,
+    ids=["one run", "a pattern", "one layer"],
 )
 def test_a_stack_is_its_layers_one_after_another(compute, twice, names):
     x_nd = np.random.default_rng(1).normal(size=(2, 3)).astype(np.float32)

@@ -254,7 +254,7 @@ def test_padding_and_packing_leave_the_terms_alone():
 
 def test_a_batch_without_candidates_has_terms_of_zero():
     with jax.disable_jit():  # XLA's CPU compiler takes False / 0 for 0, others need not
-        term = rankmixer._usage([jnp.ones((4, 2, 3))], jnp.zeros(2, bool), 0.4)
+        term = rankmixer._usage(jnp.ones((1, 4, 2, 3)), jnp.zeros(2, bool), 0.4)
     assert (float(term.value), float(term.measured)) == (0, 0)
 
 
