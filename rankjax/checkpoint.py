@@ -169,14 +169,16 @@ class Journal:
         """The newest saved state, or `state`; `meta` must be the saved run's ("rows" tables')."""
         self.meta = meta
         (self.folder / "progressive").mkdir(parents=True, exist_ok=True)
-        if latest(self.folder / "checkpoints") is not None:
-            state, found = restore(self.folder / "checkpoints", state, rows=meta["rows"])
+        # As host 0 sees the folder: a file system may show the others a moment ago.
+        mine = latest(self.folder / "checkpoints")
+        newest = int(hosts.gathered(np.asarray([-1 if mine is None else mine]))[0][0])
+        if newest >= 0:
+            state, found = restore(self.folder / "checkpoints", state, newest, meta["rows"])
             if any(found.get(key, value) != value for key, value in meta.items()):
                 raise ValueError(f"{self.folder}: found a run of {found}, expected {meta}")
         step = int(state.step)
-        if self.host == 0:
-            self._resume_files(step)
-        hosts.wait("resume")  # the others may write parts only when old ones are gone
+        # The others may write parts only when old ones are gone.
+        hosts.first_does(lambda: self._resume_files(step))
         self.saved_step, self.saved_parts = step, len(self.scored)
         return state
 

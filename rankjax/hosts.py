@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -129,16 +129,32 @@ def wait(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def first_does(function: Callable[[], None]) -> None:
+    """Host 0 does it while the others wait; where it fails, all of them raise."""
+    failed: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            function()
+        except Exception as error:
+            failed = error
+    if not alone():
+        said = "" if failed is None else f"{type(failed).__name__}: {failed}"
+        told = gathered(np.frombuffer(said.encode(), np.uint8))[0].tobytes().decode()
+        if told and failed is None:
+            raise HostError(f"{name(0)}: {told}")
+    if failed is not None:
+        raise failed
+
+
 def gathered(x: np.ndarray) -> list[np.ndarray]:
     """Of every host its array; shapes may differ along the first axis. By all hosts together."""
     if alone():
         return [x]
-    x = np.ascontiguousarray(x)
     sizes = multihost_utils.process_allgather(np.int32(len(x))).reshape(-1)
-    # As bytes: JAX would halve 64-bit integers.
-    own = np.frombuffer(x.tobytes(), np.uint8).reshape(len(x), -1)
-    padded = np.zeros((int(sizes.max()), x.dtype.itemsize * int(np.prod(x.shape[1:]))), np.uint8)
-    padded[: len(x)] = own
+    # As bytes: JAX would halve 64-bit integers. At least one row, as it takes no empty arrays.
+    width = x.dtype.itemsize * int(np.prod(x.shape[1:]))
+    padded = np.zeros((max(1, int(sizes.max())), width), np.uint8)
+    padded[: len(x)] = np.frombuffer(x.tobytes(), np.uint8).reshape(len(x), width)
     everyone = np.asarray(multihost_utils.process_allgather(padded))
     everyone = everyone.reshape(jax.process_count(), *padded.shape)
     return [
@@ -268,3 +284,18 @@ class Watch:
         with contextlib.suppress(OSError):  # the watcher may be gone; the host goes on
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
+
+
+@contextlib.contextmanager
+def watched(folder: pathlib.Path | None) -> Iterator[Watch | None]:
+    """A Watch over what happens inside; None where this process is alone."""
+    if folder is None or alone():
+        yield None
+        return
+    watch = Watch(folder)
+    try:
+        yield watch
+    except BaseException as error:
+        watch.end(error)
+        raise
+    watch.end()

@@ -4,11 +4,10 @@ On one device, or on a mesh of devices of one or many hosts: then every host run
 own rows of each batch, and all of them save, stop and fail together.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -108,22 +107,22 @@ def run(
     """
     if place is not None and folder is None and not hosts.alone():
         raise ValueError("train.run: folder=None, expected a folder that all hosts share")
-    epoch = batches(log, config, train_samples, place)
-    rows = dict(embedding.plan(log.schema, config.tables).arrays)
-    hosts.check_same(
-        {"log": log.fingerprint, "model": model_config, "training": config, "steps": len(epoch)}
-    )
-    if start_from is None:
-        state = init(model_config, log.schema, config, epoch[0], place, compute)
-    else:
-        state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=jnp.int32(0)))
-    journal = checkpoint.Journal(folder, len(log.schema.tasks))
-    if folder is not None:
-        meta = {"seed": config.seed, "steps": len(epoch), "rows": rows}
-        state = journal.resume(state, meta)
-    prog = program(model_config, log.schema, config, place, compute)
-    loop = _Loop(prog, config, epoch, journal, on_step, place)
-    with _watched(loop, folder), hosts.Stop().listening() as loop.stop:
+    with hosts.watched(folder) as watch, hosts.Stop().listening() as stop:
+        epoch = batches(log, config, train_samples, place)
+        hosts.check_same(
+            {"log": log.fingerprint, "model": model_config, "training": config, "steps": len(epoch)}
+        )
+        if start_from is None:
+            state = init(model_config, log.schema, config, epoch[0], place, compute)
+        else:
+            state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=jnp.int32(0)))
+        journal = checkpoint.Journal(folder, len(log.schema.tasks))
+        if folder is not None:
+            rows = dict(embedding.plan(log.schema, config.tables).arrays)
+            meta = {"seed": config.seed, "steps": len(epoch), "rows": rows}
+            state = journal.resume(state, meta)
+        prog = program(model_config, log.schema, config, place, compute)
+        loop = _Loop(prog, config, epoch, journal, on_step, place, watch, stop)
         try:
             state = loop.go(state)
         except KeyboardInterrupt:
@@ -133,34 +132,18 @@ def run(
             raise
         finally:
             journal.close()
-    progressive = evaluate.joined(journal.scored, len(log.schema.tasks))
+        progressive = evaluate.joined(journal.scored, len(log.schema.tasks))
     steps = len(epoch) - loop.first
     return Run(state, progressive, steps, loop.seconds, loop.exchanged)
-
-
-@contextlib.contextmanager
-def _watched(loop: "_Loop", folder: pathlib.Path | None) -> Iterator[None]:
-    """Of several hosts, each is watched: where one ends badly, the others' watchers tell."""
-    if folder is None or hosts.alone():
-        yield
-        return
-    watch = loop.watch = hosts.Watch(folder)
-    try:
-        yield
-    except BaseException as error:
-        watch.end(error)
-        raise
-    watch.end()
 
 
 class _Loop:
     """The loop's own bookkeeping: the newest state, clocks, and counts of padding."""
 
-    def __init__(self, prog, config, batches, journal, on_step, place):
+    def __init__(self, prog, config, batches, journal, on_step, place, watch, stop):
         self.prog, self.config, self.batches = prog, config, batches
         self.journal, self.on_step, self.place = journal, on_step, place
-        self.watch: hosts.Watch | None = None
-        self.stop = hosts.Stop()
+        self.watch, self.stop = watch, stop
         self.exchanged: dict[str, float] = {}
         self.state: State | None = None
         self.pending: list[tuple[int, np.ndarray, dict]] = []  # steps not yet fetched

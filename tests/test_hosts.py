@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -135,6 +136,13 @@ def test_a_signal_to_one_host_saves_and_stops_all(log, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_differs_on_many_hosts_is_gathered_whole(whole):
+    """Of different lengths, with 64-bit integers: the predictions of both hosts are all there."""
+    impressions = whole[0]["impression"]
+    assert impressions.dtype == np.int64 and len(np.unique(impressions)) == len(impressions) > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["log", "clock"])
 def test_a_host_that_differs_is_named(what, log, tmp_path):
     other = tiny.log(tmp_path / "other", requests=200, events=401)
@@ -184,3 +192,24 @@ def test_a_lone_process_asks_nobody():
     assert hosts.gathered(x)[0] is x
     with hosts.Stop().listening() as stop:
         assert not stop.wished
+
+
+def fail():
+    raise ValueError("bad")
+
+
+def test_what_host_0_cannot_do_fails_everywhere(monkeypatch):
+    done = []
+    hosts.first_does(lambda: done.append(1))
+    assert done == [1]
+    with pytest.raises(ValueError, match="^bad$"):
+        hosts.first_does(fail)
+    # As the second of two, which is told what the first one met.
+    told = [np.frombuffer(b"ValueError: bad", np.uint8), np.zeros(0, np.uint8)]
+    monkeypatch.setattr(hosts, "alone", lambda: False)
+    monkeypatch.setattr(hosts, "gathered", lambda x: told)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(hosts.HostError, match="^host 0 of 1: ValueError: bad$"):
+        hosts.first_does(fail)
+    told[0] = told[1]
+    hosts.first_does(fail)

@@ -9,6 +9,7 @@ block_cases, block_inputs  the blocks, with all that goes into them
 kernels   attention by every implementation, jagged rows; attention_cases, attention_peers
 tuning    which tiles a kind of device likes best
 weak      what a device computes and exchanges as devices grow, from the compiled step
+layers    size, compile time and memory of the step, layers scanned or not, recomputed or not
 commands  `rankjax bench ...`
 """
 

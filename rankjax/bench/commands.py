@@ -25,6 +25,7 @@ from rankjax.bench import (
     tuning,
     weak,
 )
+from rankjax.bench import layers as layers_bench
 from rankjax.data import event_log
 from rankjax.data.sources import synthetic
 from rankjax.kernels.hstu_attention import tiles
@@ -296,6 +297,35 @@ def measure_weak(
     return _finish({"weak": weak.run(made, schema, **options)}, out, json)
 
 
+def measure_layers(
+    names: tuple[Literal[*models.MODELS], ...] = ("rankmixer", "hstu"),
+    layers: tuple[int, ...] = (2, 32),
+    width: int = 32,
+    shape: Annotated[layers_bench.Shape, tyro.conf.arg(name="")] = layers_bench.Shape(),  # noqa: B008
+    out: pathlib.Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Size, compile time and memory of the training step, layers scanned or not, recomputed or not.
+
+    Args:
+      names: architectures.
+      layers: L whose steps are compared.
+      width: D.
+      shape: of the batch.
+      out: also write the JSON to this file.
+      json: print JSON.
+    """
+    schema = catalogue.world_schema()
+
+    def make(name: str, L: int) -> Any:
+        tasks, sizes = len(schema.tasks), {"width": width, "history": shape.history}
+        return presets.model(name, tasks, layers=L, **sizes)
+
+    tell = lambda case: print(case, file=sys.stderr)
+    found = layers_bench.run(make, names, schema, layers=layers, shape=shape, on_case=tell)
+    return _finish({"layers": found}, out, json)
+
+
 def _finish(found: dict[str, Any], out: pathlib.Path | None, as_json: bool) -> dict[str, Any]:
     found = {"machine": rounds.machine(), **found}
     if out is not None:
@@ -338,5 +368,6 @@ COMMANDS = {
     "models": measure_models,
     "kernels": measure_kernels,
     "weak": measure_weak,
+    "layers": measure_layers,
     "all": measure_all,
 }

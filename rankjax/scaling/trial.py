@@ -84,9 +84,7 @@ def run(
     result |= sizes.columns(spec.model, spec.training, log.schema, epoch)
     result |= {"samples": len(train_samples.impressions), "budget": spec.budget}
     result |= {"batch": spec.training.batch, "test_read": test, "failed": None}
-    if jax.process_index() == 0:
-        _claim(spec, log, folder)  # only what can be trained
-    hosts.wait("claim")
+    hosts.first_does(lambda: _claim(spec, log, folder))  # only what can be trained
     scored, seconds, trained = {}, {"total": 0.0, "first": 0.0, "wait": 0.0}, began
     steps, exchanged = 0, {}
     try:
