@@ -379,7 +379,7 @@ def _run(command: Callable | dict[str, Callable], prog: str, args: list[str]) ->
         else:
             tyro.extras.subcommand_cli_from_dict(command, prog=prog, args=args)
     except (ValueError, OSError, workers.Failed, hosts.HostError) as error:
-        print(f"rankjax: {error}", file=sys.stderr)
+        print(f"rankjax: {hosts.me()}{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rankjax: stopped; what was running is saved, run it again to go on", file=sys.stderr)

@@ -123,6 +123,13 @@ def name(index: int, machine: str | None = None) -> str:
     return f"host {index} of {jax.process_count()}{where}"
 
 
+def me() -> str:
+    """As "host 1 of 4 (machine): ", before what this one has to say; "" for a lone process."""
+    if not jax.distributed.is_initialized():
+        return ""
+    return f"{name(jax.process_index(), socket.gethostname())}: "
+
+
 def wait(what: str) -> None:
     """Until all hosts are here."""
     if not alone():
