@@ -202,14 +202,14 @@ def test_what_host_0_cannot_do_fails_everywhere(monkeypatch):
     done = []
     hosts.first_does(lambda: done.append(1))
     assert done == [1]
-    with pytest.raises(ValueError, match="^bad$"):
+    with pytest.raises(ValueError, match=r"^bad$"):
         hosts.first_does(fail)
     # As the second of two, which is told what the first one met.
     told = [np.frombuffer(b"ValueError: bad", np.uint8), np.zeros(0, np.uint8)]
     monkeypatch.setattr(hosts, "alone", lambda: False)
     monkeypatch.setattr(hosts, "gathered", lambda x: told)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(hosts.HostError, match="^host 0 of 1: ValueError: bad$"):
+    with pytest.raises(hosts.HostError, match=r"^host 0 of 1: ValueError: bad$"):
         hosts.first_does(fail)
     told[0] = told[1]
     hosts.first_does(fail)
