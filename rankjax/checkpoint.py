@@ -94,15 +94,21 @@ def restore(
         saved = _saved_shapes(pathlib.Path(folder).absolute() / str(step) / "state")
     except Exception as error:  # whatever Orbax meets in files that are not what they should be
         raise ValueError(_broken(folder, step, error)) from error
-    refilled = False
-    for path, want in jax.tree_util.tree_leaves_with_path(abstract):
+    refilled, wanted = False, jax.tree_util.tree_leaves_with_path(abstract)
+    if names := saved.keys() ^ {_name(path) for path, _ in wanted}:
+        raise ValueError(
+            f"{where}: found arrays {sorted(names & saved.keys())[:3]} that are not expected, and "
+            f"expected {sorted(names - saved.keys())[:3]}: it was saved by another model, or with "
+            "another way to compute its layers"
+        )
+    for path, want in wanted:
         name = _name(path)
-        found = saved.get(name, (want.shape, want.dtype))
-        if found == (want.shape, want.dtype):
+        found = saved[name]
+        if found[0] == want.shape:
             continue
         least = (rows or {}).get(name.split("/")[1] if "table" in name.split("/")[0] else "")
         filled = least is not None and min(found[0][0], want.shape[0]) >= least
-        if not filled or (found[0][1:], found[1]) != (want.shape[1:], want.dtype):
+        if not filled or found[0][1:] != want.shape[1:]:
             raise ValueError(
                 f"{where}, {jax.tree_util.keystr(path)}: found {found[1]}{list(found[0])}, "
                 f"expected {want.dtype}{list(want.shape)}"
@@ -117,6 +123,8 @@ def restore(
             )
     except Exception as error:
         raise ValueError(_broken(folder, step, error)) from error
+    if rows is not None and found["meta"].get("rows", rows) != rows:
+        raise ValueError(f"{where}: found tables of {found['meta']['rows']} rows, expected {rows}")
     return found["state"], found["meta"]
 
 
@@ -136,8 +144,8 @@ def _broken(folder: pathlib.Path, step: int, error: Exception) -> str:
     others = [x for x in steps(folder) if x != step]
     return (
         f"{folder}, step {step}: cannot be read ({type(error).__name__}: {error}); expected what "
-        f"`checkpoint.save` writes, whole. Without the folder {step}, training goes on from "
-        + (f"step {max(others)}" if others else "the start")
+        f"`checkpoint.save` writes, whole. If files of it are lost, then without the folder {step} "
+        "training goes on from " + (f"step {max(others)}" if others else "the start")
     )
 
 
@@ -161,6 +169,7 @@ class Journal:
         # Host 0 writes the lines, each host its own predictions.
         self.host, self.hosts = jax.process_index(), jax.process_count()
         self.scored: list[tuple[np.ndarray, np.ndarray]] = []
+        self.steps: list[np.ndarray] = []  # of every valid impression in `scored`
         self.saved_step, self.saved_parts = 0, 0
         self.meta: dict[str, Any] = {}
         self.board = None
@@ -190,6 +199,7 @@ class Journal:
                 continue
             with np.load(part, allow_pickle=False) as saved:
                 self.scored.append((saved["impression"], saved["logits"]))
+                self.steps.append(saved["step"])
         lines = self.folder / "metrics.jsonl"
         if lines.exists():
             kept = [x for x in lines.read_text().splitlines() if _step_of(x) <= step]
@@ -199,6 +209,11 @@ class Journal:
         from tensorboardX import SummaryWriter  # imported late: it costs half a second
 
         self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+
+    def add(self, step: int, impression: np.ndarray, logits: np.ndarray) -> None:
+        """Predictions of a step, [R, C] and [R, C, K]."""
+        self.scored.append((impression, logits))
+        self.steps.append(np.full(np.count_nonzero(impression >= 0), step, np.int64))
 
     def write(self, line: dict[str, Any]) -> None:
         if self.folder is None or self.host:
@@ -217,7 +232,8 @@ class Journal:
         own = f"-{self.host}" if self.hosts > 1 else ""
         part = self.folder / "progressive" / f"{self.saved_step:08d}-{step:08d}{own}.npz"
         with part.with_suffix(".tmp").open("wb") as f:
-            np.savez(f, impression=new.impression, logits=new.logits)
+            steps = np.concatenate(self.steps[self.saved_parts :])
+            np.savez(f, impression=new.impression, logits=new.logits, step=steps)
         part.with_suffix(".tmp").rename(part)
         save(self.folder / "checkpoints", step, state, self.meta)
         if self.board is not None:

@@ -101,6 +101,8 @@ def stream(
     place: of a mesh, where `batches` are this host's rows; every host gets what all have scored.
     """
 
+    sizes: list[int] = []
+
     def pairs():
         waiting = None  # one batch in flight: the host gathers while the device scores
         for _, batch in batches:
@@ -112,14 +114,28 @@ def stream(
         if waiting is not None:
             yield waiting
 
-    return joined(((rows, sharding.local(x)) for rows, x in pairs()), tasks)
+    def local():
+        for rows, logits in pairs():
+            sizes.append(int(np.count_nonzero(rows >= 0)))
+            yield rows, sharding.local(logits)
+
+    own = Scored.of(local(), tasks)
+    return _of_all(own, np.repeat(np.arange(len(sizes)), sizes))
 
 
-def joined(pairs: Iterable[tuple[np.ndarray, Any]], tasks: int) -> Scored:
-    """`Scored.of` this host's pairs, and behind them the other hosts'."""
-    own = Scored.of(pairs, tasks)
-    parts = hosts.gathered(own.impression), hosts.gathered(own.logits)
-    return Scored(*map(np.concatenate, parts))
+def joined(pairs: Iterable[tuple[np.ndarray, Any]], tasks: int, steps: list[np.ndarray]) -> Scored:
+    """`Scored.of` the pairs of all hosts, step by step; steps: of every valid impression, its."""
+    return _of_all(Scored.of(pairs, tasks), np.concatenate([np.zeros(0, np.int64), *steps]))
+
+
+def _of_all(own: Scored, step: np.ndarray) -> Scored:
+    """By all hosts together: what all of them scored, by step, and within a step by host."""
+    if hosts.alone():
+        return own
+    parts = (hosts.gathered(x) for x in (step.astype(np.int64), own.impression, own.logits))
+    step, impression, logits = map(np.concatenate, parts)
+    order = np.argsort(step, kind="stable")
+    return Scored(impression[order], logits[order])
 
 
 def labels_of(log: event_log.EventLog, impression: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import sys
 import time
 
 WORDLESS = "ended without a word (killed, or out of memory)"
+ENDED = "was ended by its watcher"
 
 
 def watch(folder: pathlib.Path, me: dict, grace: float, pipe: int = 0) -> str | None:
@@ -35,15 +36,14 @@ def watch(folder: pathlib.Path, me: dict, grace: float, pipe: int = 0) -> str | 
         elif other is None and notes_of_others(folder, me):
             other = time.monotonic()
         elif other is not None and time.monotonic() - other > grace:
-            how = "was ended by its watcher"
+            how = ENDED
             with contextlib.suppress(ProcessLookupError):
                 os.kill(me["pid"], signal.SIGKILL)
     note = {**me, "step": last, "how": how, "at": time.time()}
     path = folder / "hosts" / f"{me['index']}.json"
     path.with_suffix(".tmp").write_text(json.dumps(note))
     path.with_suffix(".tmp").replace(path)
-    if other is None:
-        time.sleep(2 * grace + 2)  # the others need a moment to end after it
+    time.sleep(2 * grace + 2)  # the others need a moment to end after it, and to say so
     return message(folder, note)
 
 
@@ -53,20 +53,22 @@ def notes_of_others(folder: pathlib.Path, me: dict) -> list[dict]:
     for path in (folder / "hosts").glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_text()))
-    return [note for note in found if note["index"] != me["index"]]
+    return [x for x in found if x["index"] != me["index"] and x["run"] == me["run"]]
 
 
 def message(folder: pathlib.Path, mine: dict) -> str:
     notes = [mine, *notes_of_others(folder, mine)]
-    first = min(notes, key=lambda note: note["at"])
+    # Whoever went without a word pulled down those that then met an error or waited for it; their
+    # clocks are not so equal that the times could tell.
+    rank = {WORDLESS: 0, ENDED: 2}
+    first = min(notes, key=lambda note: (rank.get(note["how"], 1), note["at"]))
     who = f"host {first['index']} of {first['count']} ({first['machine']}, pid {first['pid']})"
     at = "before the first step" if first["step"] is None else f"after step {first['step']}"
     text = f"rankjax: {who} {first['how']} {at}"
     missing = sorted(set(range(mine["count"])) - {note["index"] for note in notes})
     if first is not mine:
         text += f"; host {mine['index']} ended with it"
-    elif missing:
-        # Had this one been the first, the others would have ended with it.
+    if missing:
         lost = ", ".join(map(str, missing))
         text += f"; of host {lost} there is no sign: lost with its machine, or still running"
     steps = [p.name for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]

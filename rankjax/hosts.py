@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 CLOCK = 30.0  # seconds by which clocks may differ
+CHUNK = 2**24  # bytes of each host that are gathered at a time
 HEARTBEAT = 60  # seconds without a sign after which JAX gives up a host
 GRACE = 3.0  # seconds in which the other hosts' ends are noted too
 WATCHER = pathlib.Path(__file__).with_name("host_watcher.py")
@@ -59,9 +60,15 @@ def join(config: HostConfig) -> None:
     """
     explicit = {name: getattr(config, name) for name in ("coordinator", "count", "index")}
     if config.auto:
-        jax.distributed.initialize(
-            initialization_timeout=config.timeout, heartbeat_timeout_seconds=HEARTBEAT
-        )
+        try:
+            jax.distributed.initialize(
+                initialization_timeout=config.timeout, heartbeat_timeout_seconds=HEARTBEAT
+            )
+        except (RuntimeError, ValueError) as error:
+            raise HostError(
+                f"hosts: {socket.gethostname()} cannot join by its environment ({error}); expected "
+                "Cloud TPU, SLURM, Open MPI or Kubernetes, or join.coordinator, count and index"
+            ) from error
         return
     given = [name for name, value in explicit.items() if value is not None]
     if not given:
@@ -157,17 +164,19 @@ def gathered(x: np.ndarray) -> list[np.ndarray]:
     """Of every host its array; shapes may differ along the first axis. By all hosts together."""
     if alone():
         return [x]
-    sizes = multihost_utils.process_allgather(np.int32(len(x))).reshape(-1)
-    # As bytes: JAX would halve 64-bit integers. At least one row, as it takes no empty arrays.
-    width = x.dtype.itemsize * int(np.prod(x.shape[1:]))
-    padded = np.zeros((max(1, int(sizes.max())), width), np.uint8)
-    padded[: len(x)] = np.frombuffer(x.tobytes(), np.uint8).reshape(len(x), width)
-    everyone = np.asarray(multihost_utils.process_allgather(padded))
-    everyone = everyone.reshape(jax.process_count(), *padded.shape)
-    return [
-        np.frombuffer(rows[:n].tobytes(), x.dtype).reshape(n, *x.shape[1:])
-        for rows, n in zip(everyone, sizes)
-    ]
+    # As bytes: JAX would halve 64-bit integers. In pieces, as it goes through the devices' memory.
+    mine = np.frombuffer(x.tobytes(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(mine) >> 20, len(mine) % 2**20]))
+    sizes = [int(whole) * 2**20 + int(rest) for whole, rest in np.reshape(sizes, (-1, 2))]
+    parts: list[list[bytes]] = [[] for _ in sizes]
+    for start in range(0, max(sizes), CHUNK):
+        piece = np.zeros(min(CHUNK, max(sizes) - start), np.uint8)
+        own = mine[start : start + len(piece)]
+        piece[: len(own)] = own
+        everyone = np.asarray(multihost_utils.process_allgather(piece)).reshape(len(sizes), -1)
+        for part, got, size in zip(parts, everyone, sizes):
+            part.append(got[: max(0, size - start)].tobytes())
+    return [np.frombuffer(b"".join(p), x.dtype).reshape(-1, *x.shape[1:]) for p in parts]
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
@@ -185,6 +194,7 @@ def check_same(facts: dict[str, Any]) -> None:
     """
     if alone():
         return
+    wait("clocks")  # so that all read them at about the same time
     mine = {"machine": socket.gethostname(), "time": time.time(), "facts": facts}
     mine = json.loads(json.dumps(mine, default=str))
     told = np.frombuffer(json.dumps(mine).encode(), np.uint8)
@@ -224,7 +234,10 @@ def ending_at_once() -> Iterator[None]:
 
 
 class Stop:
-    """Ctrl-C and SIGTERM (a preemption) as a wish, which all hosts then fulfil at the same step."""
+    """Ctrl-C and SIGTERM (a preemption) as a wish, which all hosts then fulfil at the same step.
+
+    A second signal ends this host at once.
+    """
 
     def __init__(self) -> None:
         self.wished = False
@@ -243,6 +256,8 @@ class Stop:
                 signal.signal(which, handler)
 
     def _wish(self, *_: Any) -> None:
+        if self.wished:
+            raise KeyboardInterrupt("asked to stop a second time")
         self.wished = True
 
 
@@ -253,16 +268,15 @@ class Watch:
     notices at once that its host is gone, notes when, and prints which host ended first, its last
     step, and the newest complete checkpoint; watchers of the others end their hosts then. Notes are
     files in `folder/hosts`, which all hosts share. By all hosts together.
+
+    Raises HostError where they do not share the folder.
     """
 
     def __init__(self, folder: pathlib.Path):
-        notes = pathlib.Path(folder) / "hosts"
-        if jax.process_index() == 0:
-            notes.mkdir(parents=True, exist_ok=True)
-            for old in notes.glob("*.json"):
-                old.unlink()
-        wait("watch")
+        run = gathered(np.frombuffer(os.urandom(8), np.uint8))[0].tobytes().hex()
+        _check_shared(pathlib.Path(folder), run)
         me = {
+            "run": run,
             "index": jax.process_index(),
             "count": jax.process_count(),
             "machine": socket.gethostname(),
@@ -282,7 +296,8 @@ class Watch:
 
     def end(self, error: BaseException | None = None) -> None:
         """This host ends in an orderly way, well or with an error that it has told itself."""
-        self._tell("done\n" if error is None else f"error {type(error).__name__}: {error}\n")
+        said = "" if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+        self._tell("done\n" if error is None else f"error {said}\n")
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         self.process.wait()
@@ -293,15 +308,46 @@ class Watch:
             self.process.stdin.flush()
 
 
+def _check_shared(folder: pathlib.Path, run: str) -> None:
+    """Raises HostError, on all hosts, where one does not see what host 0 writes into the folder."""
+    first_does(lambda: _note_run(folder, run))
+    try:
+        seen = (folder / "hosts" / "run").read_text() == run
+    except OSError:
+        seen = False
+    blind = [i for i, x in enumerate(gathered(np.asarray([seen]))) if not x[0]]
+    if blind:
+        raise HostError(
+            f"{name(blind[0])}: sees another {folder} than host 0; expected a folder on a file "
+            "system that all hosts share"
+        )
+
+
+def _note_run(folder: pathlib.Path, run: str) -> None:
+    notes = folder / "hosts"
+    notes.mkdir(parents=True, exist_ok=True)
+    for old in notes.glob("*.json"):
+        old.unlink()
+    (notes / "run").write_text(run)
+
+
 @contextlib.contextmanager
-def watched(folder: pathlib.Path | None) -> Iterator[Watch | None]:
-    """A Watch over what happens inside; None where this process is alone."""
+def watched(
+    folder: pathlib.Path | None, outcomes: tuple[type[Exception], ...] = ()
+) -> Iterator[Watch | None]:
+    """A Watch over what happens inside; None where this process is alone.
+
+    outcomes: errors that end all hosts alike, and that they tell themselves.
+    """
     if folder is None or alone():
         yield None
         return
     watch = Watch(folder)
     try:
         yield watch
+    except outcomes:
+        watch.end()
+        raise
     except BaseException as error:
         watch.end(error)
         raise

@@ -6,6 +6,7 @@ with: how many rows a step takes.
 """
 
 import dataclasses
+import heapq
 from typing import Any
 
 import jax
@@ -183,12 +184,12 @@ def dealt(entries: np.ndarray, shares: int) -> np.ndarray:
     if len(entries) % shares:
         raise ValueError(f"packing: {len(entries)} rows in {shares} shares, expected a multiple")
     places = len(entries) // shares
-    load, parts = np.zeros(shares, np.int64), [[] for _ in range(shares)]
-    for row in np.argsort(-entries, kind="stable"):
-        there = [len(part) < places for part in parts]
-        share = int(np.argmin(np.where(there, load, np.iinfo(np.int64).max)))
-        parts[share].append(int(row))
-        load[share] += entries[row]
+    loads, parts = [(0, share) for share in range(shares)], [[] for _ in range(shares)]
+    for row in np.argsort(-entries, kind="stable").tolist():
+        load, share = heapq.heappop(loads)
+        parts[share].append(row)
+        if len(parts[share]) < places:
+            heapq.heappush(loads, (load + int(entries[row]), share))
     return np.concatenate([np.sort(part) for part in parts]).astype(np.int64)
 
 

@@ -1,8 +1,10 @@
 """What a training step compiles to, from shapes alone: FLOPs, memory, and what devices exchange.
 
 Nothing is allocated: state and batch are shapes that lie where a placement puts them, and figures
-come from the compiler. What a loop repeats an unknown number of times counts once: of the exchange
-of table rows that is one round, which is what a step takes unless ids are very uneven.
+come from the compiler. Collectives in a loop count as often as the compiler knows that it runs. Of
+an unknown number it is once: of the exchange of table rows one round, which is what a step takes
+unless ids are very uneven. FLOPs of any loop count once, as XLA counts them: of scanned layers, and
+of attention in tiles.
 """
 
 import collections
@@ -103,17 +105,53 @@ def collectives(text: str) -> dict[str, int]:
     others. An all-reduce of n bytes moves up to 2 n over the wires of a ring, the others up to n.
     """
     found: collections.Counter[str] = collections.Counter()
+    times = _times(text)
     kinds = "|".join(KINDS)
     line = re.compile(rf"= (\(.*?\)|\S+) ({kinds})(-start)?\((.*)")
-    for shape, kind, start, rest in line.findall(text):
-        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-        sizes = [_bytes(dtype, dims) for dtype, dims in arrays if dtype != "token"]
-        if start:  # (what goes in, what comes out, ...)
-            sizes = [max(sizes)]
-        together = _group(rest)
-        if together > 1:
-            found[kind] += (together if kind == "reduce-scatter" else 1) * sum(sizes)
+    chains: set[str] = set()
+    for name, body in _computations(text):
+        for shape, kind, start, rest in line.findall(body):
+            # A TPU prints a collective once for every piece that it fuses with something else.
+            chain = re.search(r'"?chain_id"?[=:]"?(\d+)', rest)
+            if chain and chain.group(1) in chains:
+                continue
+            chains |= {chain.group(1)} if chain else set()
+            sizes = [_bytes(*x) for x in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
+            if start and kind != "all-reduce":  # (what goes in, what comes out, ...)
+                sizes = [max(sizes)]
+            together = _group(rest)
+            if together > 1:
+                scattered = together if kind == "reduce-scatter" else 1
+                found[kind] += times.get(name, 1) * scattered * sum(sizes)
     return dict(found)
+
+
+def _computations(text: str) -> list[tuple[str, str]]:
+    """(name, lines) of every computation of an HLO module."""
+    heads = list(re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", text, flags=re.MULTILINE))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return (
+        [("", text)]
+        if not heads
+        else [(head.group(1), text[head.start() : end]) for head, end in zip(heads, ends)]
+    )
+
+
+def _times(text: str) -> dict[str, int]:
+    """How often bodies of loops run, where the compiler knows; of a loop in a loop, all in all."""
+    own, inside = {}, {}
+    for name, body in _computations(text):
+        for line in body.splitlines():
+            if " while(" not in line:
+                continue
+            loop = re.search(r"body=%?([\w.\-]+)", line).group(1)
+            known = re.search(r"known_trip_count[^\d]*(\d+)", line)
+            own[loop], inside[loop] = int(known.group(1)) if known else 1, name
+
+    def of(loop: str) -> int:
+        return own[loop] * (of(inside[loop]) if inside[loop] in own else 1) if loop in own else 1
+
+    return {loop: of(loop) for loop in own}
 
 
 def _bytes(dtype: str, dims: str) -> int:

@@ -100,13 +100,8 @@ class Sharded:
         """`update`, and the rounds of exchange that every array took, int32 [].
 
         The gradients of one row that several devices hold are added up before the update.
-        Raises NotImplementedError with `config.clip`: the norm is known after the exchange only.
+        `config.clip` is not read: `step.program` refuses it.
         """
-        if config.clip is not None:
-            raise NotImplementedError(
-                f"sharded_embedding: clip={config.clip}, expected None: tables on a mesh are "
-                "updated without clipping"
-            )
 
         def send(
             tables: Tables, optimizer: Tables, unique: Any, gradients: Tables, rates: Any

@@ -171,7 +171,15 @@ class Placement:
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, one(x)), tree)
 
     def put(self, tree: Any) -> Any:
-        """The global arrays of which every host holds its rows: [R / hosts, ...] -> [R, ...]."""
+        """The global arrays of which every host holds its rows: [R / hosts, ...] -> [R, ...].
+
+        Raises ValueError for rows that the devices cannot share.
+        """
+        rows = len(jax.tree.leaves(tree)[0]) * self.hosts[1]
+        if rows % self.mesh.size:
+            raise ValueError(
+                f"sharding: a batch of {rows} rows on {self.mesh.size} devices, expected a multiple"
+            )
         one = lambda x: jax.make_array_from_process_local_data(self.rows, np.asarray(x))
         return jax.tree.map(one, tree)
 

@@ -88,9 +88,15 @@ def program(
     """The jitted step and scorer, shared by trials that differ in rates, seed or budget only.
 
     place: on a mesh, None = on one device. The rows of a batch must be a multiple of the devices.
+    Raises ValueError for tables with `clip` on a mesh.
     compute: how the model's stack of layers is computed; the parameters of scanned layers are
     stacked (layers/stack.py).
     """
+    if place is not None and config.tables.clip is not None:
+        raise ValueError(
+            f"step: tables.clip={config.tables.clip} on a mesh, expected None: the norm of a row's "
+            "gradient is known after the exchange only"
+        )
     still = dataclasses.replace(config.optimizer, learning_rate=1.0)
     tables = dataclasses.replace(
         config.tables, init_std=1.0, learning_rate=1.0, bias_learning_rate=1.0, scheduled=False

@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+MEET = 10.0  # seconds
+
+
 class NonFiniteLoss(FloatingPointError):
     """Loss or gradient became NaN or Inf; `state` is intact, as it was before `step`."""
 
@@ -105,21 +108,25 @@ def run(
       NonFiniteLoss: loss or gradients became NaN or Inf; says at which step and batch.
       hosts.HostError: the hosts' logs, settings or clocks differ.
     """
-    if place is not None and folder is None and not hosts.alone():
-        raise ValueError("train.run: folder=None, expected a folder that all hosts share")
-    with hosts.watched(folder) as watch, hosts.Stop().listening() as stop:
-        epoch = batches(log, config, train_samples, place)
-        hosts.check_same(
-            {"log": log.fingerprint, "model": model_config, "training": config, "steps": len(epoch)}
+    if not hosts.alone() and (folder is None or place is None):
+        raise ValueError(
+            f"train.run: folder={folder}, place={place} on one of several hosts, expected a folder "
+            "that they share and a mesh of all of their devices"
         )
+    with hosts.watched(folder, (NonFiniteLoss,)) as watch, hosts.Stop().listening() as stop:
+        epoch = batches(log, config, train_samples, place)
+        _check_same(log, place, compute, model=model_config, training=config, steps=len(epoch))
+        hosts.check_same({"goes on from a state": start_from is not None})
         if start_from is None:
             state = init(model_config, log.schema, config, epoch[0], place, compute)
         else:
-            state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=jnp.int32(0)))
+            begin = jnp.zeros_like(start_from.step)
+            state = jax.tree.map(jnp.copy, dataclasses.replace(start_from, step=begin))
         journal = checkpoint.Journal(folder, len(log.schema.tasks))
         if folder is not None:
             rows = dict(embedding.plan(log.schema, config.tables).arrays)
-            meta = {"seed": config.seed, "steps": len(epoch), "rows": rows}
+            how = {"scan": compute.scan}  # which decides the names of parameters
+            meta = {"seed": config.seed, "steps": len(epoch), "rows": rows, **how}
             state = journal.resume(state, meta)
         prog = program(model_config, log.schema, config, place, compute)
         loop = _Loop(prog, config, epoch, journal, on_step, place, watch, stop)
@@ -132,9 +139,17 @@ def run(
             raise
         finally:
             journal.close()
-        progressive = evaluate.joined(journal.scored, len(log.schema.tasks))
+        progressive = evaluate.joined(journal.scored, len(log.schema.tasks), journal.steps)
     steps = len(epoch) - loop.first
     return Run(state, progressive, steps, loop.seconds, loop.exchanged)
+
+
+def _check_same(
+    log: event_log.EventLog, place: sharding.Placement | None, compute: stack.Compute, **more: Any
+) -> None:
+    """Of what hosts compute with: see `hosts.check_same`."""
+    mesh = None if place is None else {**place.mesh.shape, "strategy": place.strategy}
+    hosts.check_same({"log": log.fingerprint, "mesh": mesh, "compute": compute, **more})
 
 
 class _Loop:
@@ -145,6 +160,7 @@ class _Loop:
         self.journal, self.on_step, self.place = journal, on_step, place
         self.watch, self.stop = watch, stop
         self.exchanged: dict[str, float] = {}
+        self.every = config.log_every  # steps until what was computed is fetched
         self.state: State | None = None
         self.pending: list[tuple[int, np.ndarray, dict]] = []  # steps not yet fetched
         self.began, self.first = 0.0, 0
@@ -171,7 +187,7 @@ class _Loop:
                 out["loss"].block_until_ready()
                 self.seconds["first"] = time.monotonic() - asked
             last = step + 1 == total
-            if last or len(self.pending) == self.config.log_every:
+            if last or len(self.pending) == self.every:
                 self.flush()
                 due = time.monotonic() - saved > self.config.checkpoint_seconds
                 due, stop = hosts.any_of(due or last, self.stop.wished)
@@ -182,10 +198,20 @@ class _Loop:
                     self.watch.at(step + 1)
                 if self.on_step:
                     self.on_step(step + 1, total)
+                self._meet_in_time(step)
                 if stop:
                     raise KeyboardInterrupt(f"asked to stop; saved after step {step + 1}")
         self.seconds["total"] = time.monotonic() - self.began
         return self.state
+
+    def _meet_in_time(self, step: int) -> None:
+        """Of many hosts: they agree whether to stop every ten seconds at least, however slow."""
+        if hosts.alone():
+            return
+        spent = time.monotonic() - self.began - self.seconds["first"]
+        of_all = hosts.gathered(np.asarray([spent / max(1, step - self.first)]))
+        slowest = float(max(x[0] for x in of_all))
+        self.every = max(1, min(self.config.log_every, int(MEET / max(slowest, 1e-9))))
 
     def _placed(self, batch: Batch) -> Batch:
         batch = batch.without_impression()
@@ -219,7 +245,7 @@ class _Loop:
             losses.append(float(out["loss"]))
             # Fetching waits for the device: a Ctrl-C comes there, and finds the step still pending.
             del self.pending[0]
-            self.journal.scored.append(scored)
+            self.journal.add(step, *scored)
         self.exchanged = {k: float(v) for k, v in out.get("exchange", {}).items()}
         self.journal.write(
             {

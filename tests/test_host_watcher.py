@@ -10,12 +10,13 @@ import pytest
 
 from rankjax import host_watcher
 
-ME = {"index": 0, "count": 2, "machine": "here", "pid": 11}
+ME = {"run": "a", "index": 0, "count": 2, "machine": "here", "pid": 11}
 OTHER = {**ME, "index": 1, "machine": "there", "pid": 12, "how": "ended with E: why", "step": 7}
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     (tmp_path / "hosts").mkdir()
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
     (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
@@ -48,8 +49,7 @@ def test_a_host_that_is_gone_is_named_with_its_last_step(folder, monkeypatch):
     assert json.loads((folder / "hosts" / "0.json").read_text())["step"] == 5
 
 
-def test_an_error_is_told(folder, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+def test_an_error_is_told(folder):
     found = watched(folder, b"error ValueError: bad\n")
     assert "host 0 of 2 (here, pid 11) ended with ValueError: bad before the first step" in found
     assert "of host 1 there is no sign" in found
@@ -57,9 +57,23 @@ def test_an_error_is_told(folder, monkeypatch):
 
 def test_the_first_end_is_the_cause(folder):
     note(folder, at=time.time() - 2)
-    found = watched(folder, b"step 7\n")
+    found = watched(folder, b"step 7\nerror F: other\n")
     assert found.startswith("rankjax: host 1 of 2 (there, pid 12) ended with E: why after step 7")
     assert "host 0 ended with it" in found
+
+
+def test_who_went_without_a_word_comes_before_errors_and_clocks(folder):
+    """The other one's clock is ahead; it met an error, as the first one was gone."""
+    note(folder, at=time.time() - 2)
+    assert watched(folder, b"").startswith("rankjax: host 0 of 2 (here, pid 11) ended without")
+    note(folder, at=time.time() - 2, how=host_watcher.ENDED)
+    found = watched(folder, b"error E: why\n")
+    assert found.startswith("rankjax: host 0 of 2 (here, pid 11) ended with E: why")
+
+
+def test_notes_of_another_run_are_not_read(folder):
+    note(folder, at=time.time(), run="b")
+    assert "of host 1 there is no sign" in watched(folder, b"step 3\n")
 
 
 def test_a_host_that_waits_for_a_dead_one_is_ended(folder):

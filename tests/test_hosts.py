@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -131,8 +132,10 @@ def test_a_killed_host_is_named_and_the_run_goes_on(whole, log, tmp_path):
 def test_a_signal_to_one_host_saves_and_stops_all(log, tmp_path):
     status, said = ended(started(tmp_path, log, stop=(1, 2)))
     assert all(status)
-    assert all("asked to stop; saved after step 4" in words for words in said), said
-    assert checkpoint.latest(tmp_path / "checkpoints") == 4
+    told = [re.search(r"asked to stop; saved after step (\d+)", words) for words in said]
+    assert all(told), said
+    steps = {int(found.group(1)) for found in told}
+    assert steps == {checkpoint.latest(tmp_path / "checkpoints")}
 
 
 @pytest.mark.slow
@@ -140,6 +143,64 @@ def test_what_differs_on_many_hosts_is_gathered_whole(whole):
     """Of different lengths, with 64-bit integers: the predictions of both hosts are all there."""
     impressions = whole[0]["impression"]
     assert impressions.dtype == np.int64 and len(np.unique(impressions)) == len(impressions) > 0
+
+
+def commands(log, out, *more, each=((), ())):
+    """`rankjax train` on two hosts; each: what differs between them."""
+    where = f"127.0.0.1:{free_port()}"
+    found = []
+    for index, own in enumerate(each):
+        argv = ["train", log, "--architecture", "dlrm_mlp", "--batch", 60, "--json", *more, *own]
+        argv += ["--join.coordinator", where, "--join.count", 2, "--join.index", index]
+        argv += [] if "--out" in own else ["--out", out]
+        code = f"from rankjax import cli; cli.main({[str(x) for x in argv]!r})"
+        flags = {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        found.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                env={**os.environ, **flags},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return ended(found)
+
+
+def result(said):
+    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+
+
+@pytest.mark.slow
+def test_the_command_on_two_hosts_and_once_more(log, tmp_path):
+    """A finished run, started again, has nothing to train and reports the same."""
+    first, again = (commands(log, tmp_path / "out", "--log-every", 5) for _ in range(2))
+    for status, said in (first, again):
+        assert status == [0, 0], said
+        assert "validation_ne" not in said[1]  # one host prints
+    found, later = (result(said[0]) for _, said in (first, again))
+    assert found["exchange_bytes"] > 0 and 0 < found["validation_ne"] < 2
+    same = [key for key in found if key.startswith(("validation_", "progressive_"))]
+    assert {key: found[key] for key in same} == {key: later[key] for key in same}
+
+
+@pytest.mark.slow
+def test_hosts_that_were_started_otherwise_say_so(log, tmp_path):
+    for index, (own, match) in enumerate(
+        [
+            (("--mesh.model", 2), "host 1 of 2 .*: found mesh .*, expected"),
+            (("--test",), "host 1 of 2 .*: found test True, expected False"),
+            (("--out", tmp_path / "elsewhere"), "host 1 of 2: sees another .* than host 0"),
+        ]
+    ):
+        status, said = commands(log, tmp_path / str(index), each=((), own))
+        assert all(status), said
+        for words in said:
+            assert re.search(match, words), words
 
 
 @pytest.mark.slow

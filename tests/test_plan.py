@@ -111,6 +111,26 @@ def test_collectives_of_other_kinds_of_lines():
     }
 
 
+def test_a_loop_counts_as_often_as_it_runs():
+    def looped(x):
+        return jax.lax.scan(lambda x, _: (jax.lax.psum(x, ALL), None), x, None, length=5)[0]
+
+    text = on_mesh(looped, jnp.ones((4 * 8, 4)))
+    assert plan.collectives(text) == {"all-reduce": 5 * ROWS}
+
+    def twice(x):
+        return jax.lax.scan(lambda x, _: (looped(x), None), x, None, length=3)[0]
+
+    text = on_mesh(twice, jnp.ones((4 * 8, 4)))
+    assert plan.collectives(text) == {"all-reduce": 15 * ROWS}
+
+
+def test_pieces_of_one_collective_count_once():
+    line = '  %{} = f32[8]{{0}} all-gather(%x), replica_groups={{{{0,1}}}}, chain_id="{}"'
+    text = "\n".join(line.format(name, chain) for name, chain in (("a", 1), ("b", 1), ("c", 2)))
+    assert plan.collectives(text) == {"all-gather": 64}
+
+
 def test_figures_of_a_product():
     x = jnp.ones((16, 32))
     found = plan.figures(jax.jit(lambda x: x @ x.T).lower(x).compile())

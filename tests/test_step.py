@@ -55,11 +55,8 @@ def test_rows_that_devices_cannot_share_are_refused():
 def test_clipped_tables_are_refused_on_a_mesh():
     place = sharding.placement(MESH)
     config = dataclasses.replace(CONFIG, tables=dataclasses.replace(CONFIG.tables, clip=1.0))
-    schema = batch().schema
-    state = step.init(MODEL, schema, config, batch(), place)
-    run = step.program(MODEL, schema, config, place).step
-    with pytest.raises(NotImplementedError, match=r"clip=1\.0, expected None"):
-        run(state, batch(), step.rates_of(config, 1)(0), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"clip=1\.0 on a mesh, expected None"):
+        step.program(MODEL, batch().schema, config, place)
 
 
 def test_no_device_ever_holds_a_whole_table():

@@ -298,7 +298,7 @@ def test_a_run_of_other_tables_is_refused(log, chosen, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedding, "plan", other)
-        with pytest.raises(ValueError, match=r"found a run of .*'rows'.*expected"):
+        with pytest.raises(ValueError, match=r"found tables of .*rows, expected"):
             train.run(log, MODEL, CONFIG, chosen, tmp_path)
 
 

@@ -136,15 +136,17 @@ class Batches:
         at = np.minimum(at, len(self.samples) - 1)
         ids = at if self._permutation is None else self._permutation[at]
         ids = np.where(inside, ids, -1)
-        ids = np.concatenate([ids, np.full(self.rows - self.batch_samples, -1)])
         if self.shares == 1:
             return ids
+        ids = np.concatenate([ids, np.full(self.rows - self.batch_samples, -1)])
         events, candidates = self._sizes(ids)
         return ids[packing.dealt(np.where(ids >= 0, events + candidates, 0), self.shares)]
 
     def shape(self, step: int) -> tuple[int, int]:
         """(S, C) of a step's batch."""
-        ids = self.sample_ids(step)
+        return self._shape(self.sample_ids(step))
+
+    def _shape(self, ids: np.ndarray) -> tuple[int, int]:
         S, C = (sizes.max() for sizes in self._sizes(ids[ids >= 0]))
         return next(shape for shape in self.shapes if shape[0] >= S and shape[1] >= C)
 
@@ -170,8 +172,9 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch: arrays [R / P, ...] as `Batch` says, NumPy."""
-        S, C = self.shape(step)
-        ids = self.sample_ids(step)[self._part]
+        ids = self.sample_ids(step)
+        S, C = self._shape(ids)
+        ids = ids[self._part]
         samples, real = self.samples, ids >= 0
         ids = np.maximum(ids, 0)
         user = np.where(real, samples.user[ids], 0)

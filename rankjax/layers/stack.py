@@ -102,14 +102,14 @@ def collect(
         names = _names(name, first + begin, times, period)
         layers = [make(*pair) for pair in zip(names, own, strict=True)]
         if times == 1:
-            x, y = _recomputed(compute, call, own[0])(layers[0], x)
+            x, y = _recomputed(compute, call, own[0], looped=False)(layers[0], x)
             found.append(jax.tree.map(lambda y: y[None], y))
             continue
 
         def body(several: "_Several", x: Any, _: None, own: Sequence[Hashable] = own) -> Any:
             ys = []
             for layer, kind in zip(several.layers, own, strict=True):
-                x, y = _recomputed(compute, call, kind)(layer, x)
+                x, y = _recomputed(compute, call, kind, looped=True)(layer, x)
                 ys.append(y)
             return x, ys
 
@@ -193,7 +193,9 @@ def _each_dict(change: Callable[[dict], dict], tree: Any) -> Any:
     return jax.tree.map(lambda x: change(x) if is_dict(x) else x, tree, is_leaf=is_dict)
 
 
-def _recomputed(compute: Compute, call: Callable[..., Any], kind: Hashable) -> Callable[..., Any]:
+def _recomputed(
+    compute: Compute, call: Callable[..., Any], kind: Hashable, looped: bool
+) -> Callable[..., Any]:
     """(module, x) -> call(module, kind, x), saving for the backward pass what `remat` says."""
 
     def layer(module: nn.Module, x: Any) -> Any:
@@ -202,7 +204,7 @@ def _recomputed(compute: Compute, call: Callable[..., Any], kind: Hashable) -> C
     if compute.remat == "none":
         return layer
     # Within a loop nothing stands beside the second computation that it could be merged with.
-    return nn.remat(layer, policy=SAVED[compute.remat], prevent_cse=not compute.scan)
+    return nn.remat(layer, policy=SAVED[compute.remat], prevent_cse=not looped)
 
 
 def _names(name: str, first: int, times: int, period: int) -> list[str]:

@@ -84,6 +84,7 @@ def run(
     result |= sizes.columns(spec.model, spec.training, log.schema, epoch)
     result |= {"samples": len(train_samples.impressions), "budget": spec.budget}
     result |= {"batch": spec.training.batch, "test_read": test, "failed": None}
+    hosts.check_same({"trial": spec.describe(), "test": test})
     hosts.first_does(lambda: _claim(spec, log, folder))  # only what can be trained
     scored, seconds, trained = {}, {"total": 0.0, "first": 0.0, "wait": 0.0}, began
     steps, exchanged = 0, {}
@@ -101,8 +102,9 @@ def run(
         trained, seconds, steps = time.monotonic(), done.seconds, done.steps_now
         exchanged = {f"exchange_{key}": value for key, value in done.exchanged.items()}
         scored["progressive"] = done.progressive
-        for span in ("validation", "test") if test else ("validation",):
-            scored[span] = score_span(spec, log, done.state, span, place, compute)
+        with hosts.watched(folder):
+            for span in ("validation", "test") if test else ("validation",):
+                scored[span] = score_span(spec, log, done.state, span, place, compute)
     except train.NonFiniteLoss as error:  # an outcome (a rate too high), not an accident
         result["failed"] = str(error)
     undefined = {}
@@ -115,7 +117,7 @@ def run(
     result |= _oracle(log, scored, ordered)
     learning = max(seconds["total"] - seconds["first"], 1e-9)
     speed = spec.training.batch * max(steps - 1, 0) / learning
-    device = jax.devices()[0].device_kind
+    device, devices = jax.devices()[0].device_kind, 1 if place is None else place.mesh.size
     peak = flops.PEAK.get(device)
     timing = {
         "trial": spec.id,
@@ -127,7 +129,7 @@ def run(
         "loader_wait_share": seconds["wait"] / max(seconds["total"], 1e-9),
         "samples_per_second": speed,
         # Of padded shapes, which the step computes; None where the device's peak is not known.
-        "mfu": result["flops"] * speed / peak if peak else None,
+        "mfu": result["flops"] * speed / (peak * devices) if peak else None,
         "device": device,
         **exchanged,
     }

@@ -76,7 +76,8 @@ def learned(attention, place, *args):
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize(
-    "attention, implementation", [(silu, "xla"), (silu, "pallas_tpu"), (softmax, None)]
+    "attention, implementation",
+    [(silu, "xla"), (silu, "pallas_tpu"), (softmax, None), (softmax, "xla"), (softmax, "jax_nn")],
 )
 def test_values_and_gradients_are_those_of_one_device(attention, implementation, mesh):
     attention = functools.partial(attention, implementation)
@@ -91,15 +92,17 @@ def test_values_and_gradients_are_those_of_one_device(attention, implementation,
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_and_heads_stay_where_they_are():
+@pytest.mark.parametrize("attention", [silu, softmax])
+def test_rows_and_heads_stay_where_they_are(attention):
     place = sharding.placement(
         sharding.MeshConfig(data=2, model=2, strategy="tensor"), jax.devices()[:4]
     )
-    run, args = learned(functools.partial(silu, "xla"), place, *problem())
+    run, args = learned(functools.partial(attention, "xla"), place, *problem())
     found = plan.collectives(run.lower(*args).compile().as_text())
     assert set(found) == {"all-reduce"}
     tables = 4 * (2 * N - 1 + 129)
-    assert found["all-reduce"] <= 2 * tables + 64  # and the loss
+    scores = 4 * R * N * N  # shared by heads
+    assert found["all-reduce"] <= 2 * tables + 2 * scores + 64  # and the loss
 
 
 def test_without_a_mesh_the_function_is_called_as_it_is():

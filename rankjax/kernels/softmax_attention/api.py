@@ -61,10 +61,12 @@ def softmax_attention(
     _check(q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, scores)
     args = (q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, scores)
     static = {"rule": rule, "scale": float(scale)}
-    if implementation in _OWN:
+    if implementation == "reference":
         return _bound(_OWN[implementation], **static)(*args)
     if implementation is None:
         branches = _best(*args[:3], scores)
+    elif implementation == "xla":
+        branches = {"default": xla.softmax_attention}
     else:
         library = _LIBRARIES[implementation]
         if why := library.unsuited(*args[:3], scores):
