@@ -59,25 +59,44 @@ def batch(schema: Schema, rows: int, history: int, candidates: int) -> Batch:
     )
 
 
+def arguments(
+    model_config: Any,
+    config: step.TrainConfig,
+    shapes: Batch,
+    place: sharding.Placement | None = None,
+    compute: stack.Compute = stack.PLAIN,
+) -> tuple[step.State, Batch]:
+    """(state, batch) as shapes, where they lie on a mesh."""
+    make = functools.partial(step.fresh, model_config, shapes.schema, config, place, compute)
+    state = jax.eval_shape(make, jax.random.key(0), shapes)
+    if place is None:
+        return state, shapes
+    state = jax.tree.map(_placed, state, step.shardings(state, place))
+    return state, jax.tree.map(lambda x: _placed(x, place.rows), shapes)
+
+
 def lowered(
     model_config: Any,
     config: step.TrainConfig,
     shapes: Batch,
     place: sharding.Placement | None = None,
     compute: stack.Compute = stack.PLAIN,
+    device: jax.Device | None = None,
 ) -> jax.stages.Lowered:
-    """The training step on arrays of these shapes, lowered; `.compile()` is the compiler's part."""
-    schema = shapes.schema
-    program = step.program(model_config, schema, config, place, compute)
-    make = functools.partial(step.fresh, model_config, schema, config, place, compute)
-    state = jax.eval_shape(make, jax.random.key(0), shapes)
+    """The training step on arrays of these shapes, lowered; `.compile()` is the compiler's part.
+
+    device: to compile for, without a mesh; None = the one here.
+    """
+    program = step.program(model_config, shapes.schema, config, place, compute)
+    state, batch = arguments(model_config, config, shapes, place, compute)
     rates, key = step.rates_of(config, 1)(0), jax.eval_shape(jax.random.key, 0)
-    if place is not None:
-        state = jax.tree.map(_placed, state, step.shardings(state, place))
-        shapes = jax.tree.map(lambda x: _placed(x, place.rows), shapes)
-        rates = jax.tree.map(lambda x: _placed(x, place.whole), rates)
-        key = _placed(key, place.whole)
-    return program.step.lower(state, shapes, rates, key)
+    whole = None if place is None else place.whole
+    if device is not None:
+        whole = jax.sharding.SingleDeviceSharding(device)
+        state, batch = jax.tree.map(lambda x: _placed(x, whole), (state, batch))
+    if whole is not None:
+        rates, key = jax.tree.map(lambda x: _placed(x, whole), (rates, key))
+    return program.step.lower(state, batch, rates, key)
 
 
 def _placed(x: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -85,13 +104,15 @@ def _placed(x: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 
 
 def figures(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Of one device: "flops", "argument_bytes", "temporary_bytes", "collectives" {kind: bytes}.
+    """Of one device: "flops", "bytes", "argument_bytes", "temporary_bytes", "collectives".
 
-    FLOPs by XLA's own count, which leaves out what it does not know (sorts, kernels).
+    FLOPs, and bytes read and written, by XLA's own count, which leaves out what it does not know
+    (sorts, kernels written by hand); 0 where a compiler does not count. collectives: {kind: bytes}.
     """
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return {
-        "flops": float(costs["flops"]),
+        "flops": float(costs.get("flops", 0)),
+        "bytes": float(costs.get("bytes accessed", 0)),
         "argument_bytes": int(memory.argument_size_in_bytes),
         "temporary_bytes": int(memory.temp_size_in_bytes),
         "collectives": collectives(compiled.as_text()),

@@ -1,0 +1,148 @@
+"""What a training step costs on a target: memory, time and money, and what to do if it is too much.
+
+Memory is what the compiler reserves. Time is a bound: the longest of what arithmetic, memory and
+network take at their published peaks; a real step takes longer.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from rankjax import sharding, step
+from rankjax.layers import stack
+from rankjax.plan import compiled, targets
+from rankjax.schema import Schema
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One step to plan.
+
+    rows: requests of the whole batch, one a row; history S; candidates C.
+    price: of a device for an hour, in any currency; None = no cost.
+    """
+
+    model: Any
+    schema: Schema
+    rows: int
+    history: int
+    candidates: int
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
+    compute: stack.Compute = stack.PLAIN
+    training: step.TrainConfig = step.TrainConfig()
+    price: float | None = None
+
+
+def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
+    """The bill of a step on a target; all figures of one device, unless they say otherwise.
+
+    Raises ValueError for a mesh that the devices do not make, or rows that they cannot share.
+    """
+    count = len(target.devices)
+    place = None
+    if count > 1:
+        place = sharding.placement(ask.mesh, target.devices)
+        if ask.rows % count:
+            raise ValueError(
+                f"plan: {ask.rows} rows on the {count} devices of {target.name}, expected a "
+                f"multiple, as {math.ceil(ask.rows / count) * count}"
+            )
+    shapes = compiled.batch(ask.schema, ask.rows, ask.history, ask.candidates)
+    state, batch = compiled.arguments(ask.model, ask.training, shapes, place, ask.compute)
+    lowered = compiled.lowered(
+        *(ask.model, ask.training, shapes, place, ask.compute),
+        device=None if place else target.devices[0],
+    )
+    found = compiled.figures(lowered.compile())
+    held = {
+        "parameters": state.params,
+        "optimizer": state.optimizer,
+        "tables": state.tables,
+        "table_optimizer": state.table_optimizer,
+        "batch": batch,
+    }
+    held = {name: _bytes(tree) for name, tree in held.items()}
+    # The state is donated: what comes out lies where it came in.
+    memory = found["argument_bytes"] + found["temporary_bytes"]
+    bill = {
+        "target": target.name,
+        "devices": count,
+        "strategy": ask.mesh.strategy if place else None,
+        "mesh": dict(place.mesh.shape) if place else None,
+        "rows": ask.rows,
+        "held_bytes": held,
+        "temporary_bytes": found["temporary_bytes"],
+        "memory_bytes": memory,
+        "flops": found["flops"],
+        "bytes": found["bytes"],
+        "collectives": found["collectives"],
+    }
+    return bill | _time(bill, ask, target) | {"advice": advice(bill, ask, target)}
+
+
+def _bytes(tree: Any) -> int:
+    """Of one device: arrays by the part that their sharding gives it."""
+
+    def one(x: Any) -> int:
+        own = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
+        return math.prod(own) * x.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))
+
+
+def _time(bill: dict[str, Any], ask: Ask, target: targets.Target) -> dict[str, Any]:
+    """Seconds at the published peaks, and what follows; nothing for CPUs."""
+    chip = target.chip
+    if chip is None or not bill["flops"]:
+        return {}
+    parts = {
+        "arithmetic": bill["flops"] / chip.peak,
+        "memory": bill["bytes"] / chip.bandwidth,
+        "network": sum(bill["collectives"].values()) / chip.network,
+    }
+    limit = max(parts, key=parts.__getitem__)
+    seconds = parts[limit]
+    found = {
+        "memory_share": bill["memory_bytes"] / chip.memory,
+        "seconds_at_least": parts,
+        "limit": limit,
+        "mfu_at_most": parts["arithmetic"] / seconds,
+        "requests_per_second_at_most": ask.rows / seconds,
+    }
+    if ask.price is not None:
+        hours = 1e9 * seconds / ask.rows / 3600
+        found["cost_of_a_billion_requests_at_least"] = hours * bill["devices"] * ask.price
+    return found
+
+
+def advice(bill: dict[str, Any], ask: Ask, target: targets.Target) -> list[str]:
+    """What to change where the step does not fit into a device's memory; nothing where it does."""
+    chip = target.chip
+    if chip is None or bill["memory_bytes"] <= chip.memory:
+        return []
+    held, found = bill["held_bytes"], []
+    large = chip.memory / 4
+    tables = held["tables"] + held["table_optimizer"]
+    if tables > chip.memory / 2:
+        more = math.ceil(bill["devices"] * tables / (chip.memory / 2))
+        found.append(
+            f"tables alone take {_gib(tables)}: more devices (about {more}), or fewer rows"
+        )
+    dense = held["parameters"] + held["optimizer"]
+    if dense > large and "fsdp" not in ask.mesh.strategy:
+        found.append(f"parameters and optimizer take {_gib(dense)}: --mesh.strategy fsdp")
+    if bill["temporary_bytes"] > large:
+        taken = _gib(bill["temporary_bytes"])
+        if ask.compute.remat == "none":
+            found.append(f"temporaries take {taken}: --compute.scan --compute.remat full")
+        if ask.rows > bill["devices"]:
+            found.append(f"temporaries take {taken}: fewer --rows (at least {bill['devices']})")
+        elif "tensor" not in ask.mesh.strategy:
+            found.append(f"temporaries take {taken}: --mesh.strategy fsdp_tensor --mesh.model 2")
+    return found or ["more devices: everything that can be split is"]
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

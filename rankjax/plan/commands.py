@@ -1,0 +1,105 @@
+"""`rankjax plan`: what a training step takes on devices that are not here."""
+
+import dataclasses
+import json as json_text
+from typing import Any
+
+import rich
+import rich.table
+
+from rankjax import catalogue, embedding, sharding, step
+from rankjax.layers import stack
+from rankjax.plan import bill, targets
+from rankjax.schema import Schema, Table
+
+
+def plan(
+    model: str,
+    target: str,
+    rows: int | None = None,
+    history: int | None = None,
+    candidates: int = 16,
+    table_rows: int | None = None,
+    embedding_width: int = 16,
+    mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
+    compute: stack.Compute = stack.PLAIN,
+    price: float | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Compile the training step for a target without having it: memory, time, cost.
+
+    Args:
+      model: a size or an architecture that `rankjax models` lists.
+      target: KIND:SIZE, as v5e:16x16, v5p:8x8x8, v6e:16x16, h200:8, cpu:1.
+      rows: requests of the whole batch; by default 32 for each device.
+      history: S; by default the model's own, or 50.
+      candidates: C of each request.
+      table_rows: rows of every table; by default those of the small synthetic world.
+      embedding_width: E.
+      mesh: how devices are used; all of them by rows where not said.
+      compute: layers scanned, recomputed.
+      price: of one device for an hour; gives the cost of a billion requests.
+      json: print JSON.
+    """
+    config, _ = catalogue.find(model)
+    config, note = catalogue.fitting(config)
+    fields = dataclasses.asdict(config)
+    schema = sized(catalogue.world_schema(), table_rows)
+    if "tasks" in fields:
+        config = dataclasses.replace(config, tasks=len(schema.tasks))
+    found = targets.find(target)
+    length = history or fields.get("history") or 50
+    if history is not None and "history" in fields:
+        config = dataclasses.replace(config, history=history)
+    ask = bill.Ask(
+        model=config,
+        schema=schema,
+        rows=rows or 32 * len(found.devices),
+        history=length,
+        candidates=candidates,
+        mesh=mesh,
+        compute=compute,
+        training=step.TrainConfig(tables=embedding.TableConfig(width=embedding_width)),
+        price=price,
+    )
+    made = {"model": model, **({"note": note} if note else {}), **bill.make(ask, found)}
+    if json:
+        print(json_text.dumps(made))
+    else:
+        show(made)
+    return made
+
+
+def sized(schema: Schema, rows: int | None) -> Schema:
+    """The schema with so many rows in every table."""
+    if rows is None:
+        return schema
+    tables = tuple(Table(name=t.name, rows=rows, hashed=True) for t in schema.tables)
+    return dataclasses.replace(schema, tables=tables)
+
+
+def show(made: dict[str, Any]) -> None:
+    """Bytes in MiB, FLOPs in GFLOP, seconds in ms."""
+    table = rich.table.Table(show_header=False)
+    for key, value in made.items():
+        if key == "advice":
+            for line in value:
+                table.add_row("does not fit", line)
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                table.add_row(f"{key}: {name}", _text(key, part))
+        else:
+            table.add_row(key, _text(key, value))
+    rich.print(table)
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if key.endswith("bytes") or key == "collectives":
+            return f"{value / 2**20:,.1f} MiB"
+        if key == "flops":
+            return f"{value / 1e9:,.2f} GFLOP"
+        if key.startswith("seconds"):
+            return f"{1e3 * value:,.3f} ms"
+        return f"{value:,.4g}"
+    return str(value)

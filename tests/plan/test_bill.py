@@ -1,0 +1,131 @@
+"""The bill of a step: what a CPU then takes, what devices hold, and what is advised."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from rankjax import catalogue, sharding
+from rankjax.layers import stack
+from rankjax.plan import bill, targets
+from rankjax.scaling import presets
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCHEMA = catalogue.world_schema()
+MODEL = presets.model("rankmixer", len(SCHEMA.tasks), width=16, layers=2)
+ASK = bill.Ask(model=MODEL, schema=SCHEMA, rows=16, history=10, candidates=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, sizes, rows, history", [("rankmixer", {"width": 64}, 1024, 50), ("hstu", {}, 256, 200)]
+)
+def test_a_plan_for_this_cpu_is_what_the_cpu_takes(model, sizes, rows, history):
+    """FLOPs exactly, memory within 15%."""
+    asked = {"model": model, "sizes": sizes, "rows": rows, "history": history, "candidates": 16}
+    asked["sizes"] = {**sizes, "history": history}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.plan.run_a_step", json.dumps(asked)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["flops"] == found["bill"]["flops"] > 0
+    assert found["bytes"] == pytest.approx(found["bill"]["memory_bytes"], rel=0.15)
+    assert found["bytes"] > 2**28  # far more than what a process takes anyway
+
+
+def test_a_device_holds_its_part():
+    one, four = (
+        bill.make(dataclasses.replace(ASK, mesh=mesh), targets.find(name))
+        for name, mesh in (
+            ("cpu:1", sharding.MeshConfig()),
+            ("cpu:4", sharding.MeshConfig(strategy="fsdp")),
+        )
+    )
+    assert four["devices"] == 4 and four["mesh"] == {"replica": 1, "data": 4, "model": 1}
+    a, b = one["held_bytes"], four["held_bytes"]
+    assert a["tables"] / 4 <= b["tables"] < a["tables"] / 4 + 4 * 1000
+    assert b["batch"] * 4 == a["batch"]
+    assert a["parameters"] / 4 < b["parameters"] < a["parameters"] / 2
+    assert b["optimizer"] == pytest.approx(2 * b["parameters"], rel=0.01)
+    assert set(four["collectives"]) >= {"all-gather", "all-to-all"} and not one["collectives"]
+    assert sum(a.values()) <= one["memory_bytes"]
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v9:2x2", "v5e:2,2", "cpu:0", "cpu:99", "h200:2x2"])
+def test_targets_that_there_are_not(name):
+    with pytest.raises(ValueError, match="found target"):
+        targets.find(name)
+
+
+def test_rows_that_devices_cannot_share():
+    with pytest.raises(ValueError, match="18 rows on the 4 devices of cpu:4, expected a multiple"):
+        bill.make(dataclasses.replace(ASK, rows=18), targets.find("cpu:4"))
+
+
+GIB = 2**30
+CHIP = targets.CHIPS["v5e"]
+TARGET = targets.Target(name="v5e:2x2", devices=jax.devices()[:4], chip=CHIP)
+HELD = {"parameters": 1, "optimizer": 2, "tables": 1, "table_optimizer": 0, "batch": 0}
+PLANNED = {
+    "devices": 4,
+    "flops": 197e12,
+    "bytes": 2 * 0.819e12,
+    "collectives": {"all-reduce": 20e9},
+    "held_bytes": {k: v * GIB for k, v in HELD.items()},
+    "temporary_bytes": 2 * GIB,
+    "memory_bytes": 6 * GIB,
+}
+
+
+def test_time_is_what_takes_longest():
+    found = bill._time(PLANNED, dataclasses.replace(ASK, price=1.2), TARGET)
+    assert found["seconds_at_least"] == pytest.approx(
+        {"arithmetic": 1.0, "memory": 2.0, "network": 0.1}
+    )
+    assert found["limit"] == "memory" and found["mfu_at_most"] == pytest.approx(0.5)
+    assert found["requests_per_second_at_most"] == pytest.approx(8)
+    assert found["memory_share"] == pytest.approx(6 / 16)
+    # 1e9 / 8 seconds, four devices.
+    cost = found["cost_of_a_billion_requests_at_least"]
+    assert cost == pytest.approx(1e9 / 8 / 3600 * 4 * 1.2)
+
+
+@pytest.mark.parametrize(
+    "held, temporary, change, want",
+    [
+        ({}, 2, {}, []),
+        ({"tables": 14}, 2, {}, ["tables alone take 14.0 GiB: about 7 devices"]),
+        ({"optimizer": 20}, 2, {}, ["--mesh.strategy fsdp"]),
+        ({}, 20, {}, ["--compute.remat full", "fewer --rows (at least 4)"]),
+        ({}, 20, {"compute": stack.Compute(remat="full"), "rows": 4}, ["--mesh.model 2"]),
+        (
+            {"optimizer": 20},
+            0,
+            {"mesh": sharding.MeshConfig(strategy="fsdp")},
+            ["more devices: everything that can be split is"],
+        ),
+    ],
+)
+def test_what_is_advised_where_a_step_does_not_fit(held, temporary, change, want):
+    held = {k: v * GIB for k, v in (HELD | held).items()}
+    total = sum(held.values()) + temporary * GIB
+    made = PLANNED | {
+        "held_bytes": held,
+        "temporary_bytes": temporary * GIB,
+        "memory_bytes": total,
+    }
+    found = bill.advice(made, dataclasses.replace(ASK, **change), TARGET)
+    assert len(found) == len(want)
+    for line, part in zip(found, want):
+        assert part in line
