@@ -23,7 +23,7 @@ ASK = bill.Ask(model=MODEL, schema=SCHEMA, rows=16, history=10, candidates=4)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model, sizes, rows, history", [("rankmixer", {"width": 64}, 1024, 50), ("hstu", {}, 256, 200)]
+    "model, sizes, rows, history", [("rankmixer", {"width": 64}, 1024, 50), ("hstu", {}, 1024, 200)]
 )
 def test_a_plan_for_this_cpu_is_what_the_cpu_takes(model, sizes, rows, history):
     """FLOPs exactly, memory within 15%."""
@@ -105,7 +105,7 @@ def test_time_is_what_takes_longest():
     "held, temporary, change, want",
     [
         ({}, 2, {}, []),
-        ({"tables": 14}, 2, {}, ["tables alone take 14.0 GiB: about 7 devices"]),
+        ({"tables": 14}, 2, {}, ["tables alone take 14.0 GiB: more devices (about 7)"]),
         ({"optimizer": 20}, 2, {}, ["--mesh.strategy fsdp"]),
         ({}, 20, {}, ["--compute.remat full", "fewer --rows (at least 4)"]),
         ({}, 20, {"compute": stack.Compute(remat="full"), "rows": 4}, ["--mesh.model 2"]),
