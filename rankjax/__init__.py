@@ -25,14 +25,14 @@ optim       the optax chain and its schedules
 evaluate    the scoring function, and the metrics of a scored stream
 checkpoint  Orbax: model, optimizer, tables and (seed, step), in one atomic save
 step        state and one step of training: what is jitted, on one device or on a mesh
-plan        what a step compiles to, from shapes alone: FLOPs, memory, what devices exchange
 train       the loop; held-out and progressive ("predict, then train")
 baseline    gradient-boosted trees on the same features, split and metrics
 scaling     trial, ladder, study, fit, report: what to scale
 catalogue   the named sizes: parameters, FLOPs, masks; docs/fidelity.md
+plan        the bill of a step on devices that are not here: memory, time, what they exchange
 bench       throughput and peers, JSON out
 doctor      what this machine has and lacks
-cli         rankjax data | models | train | study | baseline | report | bench | doctor
+cli         rankjax data | models | train | study | baseline | report | bench | plan | doctor
 """
 
 __version__ = "0.1.0"

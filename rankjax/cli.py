@@ -1,4 +1,4 @@
-"""rankjax data | models | train | study | baseline | report | bench | doctor.
+"""rankjax data | models | train | study | baseline | report | bench | plan | doctor.
 
 Every command takes --json to print one JSON object for machines instead of text for people.
 """
@@ -21,6 +21,7 @@ from rankjax import baseline, bench, catalogue, doctor, hosts, models, sharding,
 from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.layers import stack
+from rankjax.plan.commands import plan
 from rankjax.scaling import presets, report, study, trial, workers
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
@@ -349,6 +350,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "baseline": baseline_of,
     "report": write_report,
     "bench": bench.COMMANDS,
+    "plan": plan,
     "doctor": look,
 }
 

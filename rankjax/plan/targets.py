@@ -80,8 +80,8 @@ def find(name: str) -> Target:
     """The devices of a target.
 
     Raises:
-      ValueError: an unknown target or topology; says what there is.
-      ModuleNotFoundError: what compiles for it is not installed; says what to install.
+      ValueError: an unknown target or topology, says what there is; what compiles for it is not
+        installed, says what to install.
     """
     kind, _, size = name.partition(":")
     if kind not in (*CHIPS, "cpu") or not re.fullmatch(r"\d+(x\d+)*", size):
@@ -111,7 +111,7 @@ def _tpus(name: str, size: str) -> Sequence[jax.Device]:
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise ValueError(
             f"plan: {name} is compiled by libtpu, which is not installed: pip install 'jax[tpu]'"
         ) from error
     try:
@@ -128,7 +128,7 @@ def _cards(name: str, size: str) -> Sequence[jax.Device]:
             "h200", platform="cuda", target_config=H200, topology=f"1x1x{size}"
         ).devices
     except Exception as error:  # no CUDA plugin, or one that cannot compile without a card
-        raise ModuleNotFoundError(
+        raise ValueError(
             f"plan: {name} is compiled by JAX's CUDA plugin, which does not answer "
             f"({str(error).splitlines()[0]}): pip install 'jax[cuda12]', on Linux and Python 3.12"
         ) from error

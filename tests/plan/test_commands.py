@@ -1,0 +1,87 @@
+"""`rankjax plan`: what it prints, and a pod's step compiled with no pod."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rankjax import catalogue, cli
+from rankjax.plan import commands
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = ("--rows", "8", "--history", "10", "--candidates", "4")
+
+
+def run(capsys, *argv):
+    try:
+        cli.main(["plan", *map(str, argv)])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code or 0
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_a_plan_as_json_and_as_text(capsys):
+    argv = ("--model", "dlrm_mlp", "--target", "cpu:1", *SMALL)
+    status, out, _ = run(capsys, *argv, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["target"] == "cpu:1" and found["rows"] == 8
+    assert found["held_bytes"]["tables"] > 0 and found["flops"] > 0 and found["advice"] == []
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and "held_bytes: tables" in out and "MiB" in out
+
+
+def test_tables_of_any_size_cost_no_memory_here(capsys):
+    """Two thousand million rows: shapes only."""
+    argv = ("--model", "dlrm_mlp", "--target", "cpu:2", *SMALL, "--json")
+    status, out, err = run(capsys, *argv, "--table-rows", 2_000_000_000, "--embedding-width", 64)
+    assert status == 0, err
+    tables = len(catalogue.world_schema().tables)
+    held = json.loads(out)["held_bytes"]["tables"]
+    assert held == pytest.approx(tables * 1e9 * (64 + 2) * 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "argv, match",
+    [
+        (("--model", "rankmixr", "--target", "cpu:1"), "near it: rankmixer"),
+        (("--model", "rankmixer", "--target", "v9:1"), "kinds: v4, v5e, v5p, v6e, h200, cpu"),
+        (("--model", "rankmixer", "--target", "cpu:4", "--rows", 6), "as 8"),
+        (("--model", "rankmixer", "--target", "cpu:4", "--mesh.data", 3), "4 devices, expected"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_line(capsys, argv, match):
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and match in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_slice_of_tpus_with_none_at_hand():
+    """In a process of its own, as libtpu reads its environment once."""
+    argv = ("plan", "--model", "hstu", "--target", "v5e:2x2", *SMALL, "--price", "1.2", "--json")
+    done = subprocess.run(
+        [sys.executable, "-c", f"from rankjax import cli; cli.main({list(argv)!r})"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 4 and 0 < found["memory_share"] < 1
+    assert found["collectives"]["all-to-all"] > 0 and found["limit"] in found["seconds_at_least"]
+    assert found["cost_of_a_billion_requests_at_least"] > 0
+
+
+def test_sized_changes_every_table_and_nothing_else():
+    schema = catalogue.world_schema()
+    assert commands.sized(schema, None) is schema
+    found = commands.sized(schema, 77)
+    assert {t.rows for t in found.tables} == {77} and found.features == schema.features
