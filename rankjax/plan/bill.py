@@ -6,6 +6,7 @@ network take at their published peaks; a real step takes longer.
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
         *(ask.model, ask.training, shapes, place, ask.compute),
         device=None if place else target.devices[0],
     )
-    found = compiled.figures(lowered.compile())
+    found = _compiled(lowered)
     held = {
         "parameters": state.params,
         "optimizer": state.optimizer,
@@ -65,7 +66,7 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
     }
     held = {name: _bytes(tree) for name, tree in held.items()}
     # The state is donated: what comes out lies where it came in.
-    memory = found["argument_bytes"] + found["temporary_bytes"]
+    memory = max(found["argument_bytes"], sum(held.values())) + found["temporary_bytes"]
     bill = {
         "target": target.name,
         "devices": count,
@@ -78,8 +79,23 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
         "flops": found["flops"],
         "bytes": found["bytes"],
         "collectives": found["collectives"],
+        **({"compiler": found["refused"]} if "refused" in found else {}),
     }
     return bill | _time(bill, ask, target) | {"advice": advice(bill, ask, target)}
+
+
+def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
+    """`compiled.figures`; of a step that a compiler refuses for its memory, what it would take."""
+    try:
+        return compiled.figures(lowered.compile())
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        asked = re.search(r"required[^(]*\(([\d.]+)([KMGT])\)", text)
+        if "RESOURCE_EXHAUSTED" not in text or asked is None:
+            raise
+        size = float(asked.group(1)) * 1024 ** (1 + "KMGT".index(asked.group(2)))
+        none = {"flops": 0.0, "bytes": 0.0, "argument_bytes": 0, "collectives": {}}
+        return none | {"temporary_bytes": int(size), "refused": text.splitlines()[0]}
 
 
 def _bytes(tree: Any) -> int:
@@ -108,9 +124,11 @@ def _time(bill: dict[str, Any], ask: Ask, target: targets.Target) -> dict[str, A
         "memory_share": bill["memory_bytes"] / chip.memory,
         "seconds_at_least": parts,
         "limit": limit,
-        "mfu_at_most": parts["arithmetic"] / seconds,
         "requests_per_second_at_most": ask.rows / seconds,
     }
+    # XLA counts the arithmetic of a loop once: of scanned layers less than there is.
+    if not ask.compute.scan:
+        found["mfu_at_most"] = parts["arithmetic"] / seconds
     if ask.price is not None:
         hours = 1e9 * seconds / ask.rows / 3600
         found["cost_of_a_billion_requests_at_least"] = hours * bill["devices"] * ask.price

@@ -19,7 +19,7 @@ def plan(
     rows: int | None = None,
     history: int | None = None,
     candidates: int = 16,
-    table_rows: int | None = None,
+    table_rows: tuple[int, ...] = (),
     embedding_width: int = 16,
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     compute: stack.Compute = stack.PLAIN,
@@ -34,7 +34,8 @@ def plan(
       rows: requests of the whole batch; by default 32 for each device.
       history: S; by default the model's own, or 50.
       candidates: C of each request.
-      table_rows: rows of every table; by default those of the small synthetic world.
+      table_rows: rows of the largest tables, as many as are named; the others keep those of the
+        small synthetic world.
       embedding_width: E.
       mesh: how devices are used; all of them by rows where not said.
       compute: layers scanned, recomputed.
@@ -70,11 +71,19 @@ def plan(
     return made
 
 
-def sized(schema: Schema, rows: int | None) -> Schema:
-    """The schema with so many rows in every table."""
-    if rows is None:
-        return schema
-    tables = tuple(Table(name=t.name, rows=rows, hashed=True) for t in schema.tables)
+def sized(schema: Schema, rows: tuple[int, ...]) -> Schema:
+    """The schema with so many rows in its largest tables, the largest first.
+
+    Raises ValueError for more than it has.
+    """
+    names = [t.name for t in sorted(schema.tables, key=lambda t: -t.rows)]
+    if len(rows) > len(names):
+        raise ValueError(f"plan: rows for {len(rows)} tables, expected at most {len(names)}")
+    given = dict(zip(names, rows))
+    tables = tuple(
+        Table(name=t.name, rows=given[t.name], hashed=True) if t.name in given else t
+        for t in schema.tables
+    )
     return dataclasses.replace(schema, tables=tables)
 
 

@@ -160,19 +160,32 @@ def _computations(text: str) -> list[tuple[str, str]]:
 
 def _times(text: str) -> dict[str, int]:
     """How often bodies of loops run, where the compiler knows; of a loop in a loop, all in all."""
+    bodies = dict(_computations(text))
     own, inside = {}, {}
-    for name, body in _computations(text):
+    for name, body in bodies.items():
         for line in body.splitlines():
             if " while(" not in line:
                 continue
-            loop = re.search(r"body=%?([\w.\-]+)", line).group(1)
+            loop, condition = (
+                re.search(rf"{part}=%?([\w.\-]+)", line).group(1) for part in ("body", "condition")
+            )
             known = re.search(r"known_trip_count[^\d]*(\d+)", line)
-            own[loop], inside[loop] = int(known.group(1)) if known else 1, name
+            own[loop] = int(known.group(1)) if known else _limit(bodies.get(condition, ""))
+            inside[loop] = name
 
     def of(loop: str) -> int:
-        return own[loop] * (of(inside[loop]) if inside[loop] in own else 1) if loop in own else 1
+        return own[loop] * (of(inside[loop]) if inside[loop] in own else 1)
 
     return {loop: of(loop) for loop in own}
+
+
+def _limit(condition: str) -> int:
+    """n of a loop that runs while a counter from 0 is below the constant n; else 1."""
+    below = re.search(r"ROOT .* compare\([^,]+, %?([\w.\-]+)\), direction=LT", condition)
+    if below is None:
+        return 1
+    constant = re.search(rf"%?{re.escape(below.group(1))} = \S+ constant\((\d+)\)", condition)
+    return int(constant.group(1)) if constant else 1
 
 
 def _bytes(dtype: str, dims: str) -> int:

@@ -67,6 +67,21 @@ def test_rows_that_devices_cannot_share():
         bill.make(dataclasses.replace(ASK, rows=18), targets.find("cpu:4"))
 
 
+class Refused:
+    """As a TPU's compiler refuses a step that its memory cannot hold."""
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (97.62G) exceeds available HBM (15.75G)."
+        )
+
+
+def test_a_step_that_the_compiler_refuses_says_what_it_would_take():
+    found = bill._compiled(Refused())
+    assert found["temporary_bytes"] == int(97.62 * 2**30) and "97.62G" in found["refused"]
+
+
 GIB = 2**30
 CHIP = targets.CHIPS["v5e"]
 TARGET = targets.Target(name="v5e:2x2", devices=jax.devices()[:4], chip=CHIP)
@@ -90,6 +105,8 @@ def test_time_is_what_takes_longest():
     assert found["limit"] == "memory" and found["mfu_at_most"] == pytest.approx(0.5)
     assert found["requests_per_second_at_most"] == pytest.approx(8)
     assert found["memory_share"] == pytest.approx(6 / 16)
+    scanned = dataclasses.replace(ASK, compute=stack.Compute(scan=True))
+    assert "mfu_at_most" not in bill._time(PLANNED, scanned, TARGET)
     # 1e9 / 8 seconds, four devices.
     cost = found["cost_of_a_billion_requests_at_least"]
     assert cost == pytest.approx(1e9 / 8 / 3600 * 4 * 1.2)

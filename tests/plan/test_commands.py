@@ -39,11 +39,11 @@ def test_a_plan_as_json_and_as_text(capsys):
 def test_tables_of_any_size_cost_no_memory_here(capsys):
     """Two thousand million rows: shapes only."""
     argv = ("--model", "dlrm_mlp", "--target", "cpu:2", *SMALL, "--json")
-    status, out, err = run(capsys, *argv, "--table-rows", 2_000_000_000, "--embedding-width", 64)
+    rows = [2_000_000_000] * 5
+    status, out, err = run(capsys, *argv, "--table-rows", *rows, "--embedding-width", 64)
     assert status == 0, err
-    tables = len(catalogue.world_schema().tables)
     held = json.loads(out)["held_bytes"]["tables"]
-    assert held == pytest.approx(tables * 1e9 * (64 + 2) * 4, rel=0.01)
+    assert held == pytest.approx(5 * 1e9 * (64 + 2) * 4, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,12 @@ def test_a_slice_of_tpus_with_none_at_hand():
     assert found["cost_of_a_billion_requests_at_least"] > 0
 
 
-def test_sized_changes_every_table_and_nothing_else():
+def test_sized_changes_the_largest_tables_and_nothing_else():
     schema = catalogue.world_schema()
-    assert commands.sized(schema, None) is schema
-    found = commands.sized(schema, 77)
-    assert {t.rows for t in found.tables} == {77} and found.features == schema.features
+    assert commands.sized(schema, ()) == schema
+    found = commands.sized(schema, (9000, 8000))
+    rows = {t.name: t.rows for t in schema.tables}
+    assert {t.name: t.rows for t in found.tables} == rows | {"item": 9000, "user": 8000}
+    assert found.features == schema.features
+    with pytest.raises(ValueError, match="rows for 99 tables, expected at most"):
+        commands.sized(schema, (2,) * 99)

@@ -125,6 +125,26 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert plan.collectives(text) == {"all-reduce": 15 * ROWS}
 
 
+def test_a_loop_whose_limit_stands_in_its_condition():
+    """As a TPU's compiler prints loops."""
+    text = """
+%cond.1 (p: (s32[], f32[8])) -> pred[] {
+  %constant.7 = s32[]{:T(128)} constant(3)
+  ROOT %lt.2 = pred[]{:T(512)} compare(%get-tuple-element.3, %constant.7), direction=LT
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[8] all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%cond.1, body=%body.1
+}
+"""
+    assert plan.collectives(text) == {"all-reduce": 3 * 32}
+    assert plan.collectives(text.replace("LT", "NE")) == {"all-reduce": 32}
+
+
 def test_pieces_of_one_collective_count_once():
     line = '  %{} = f32[8]{{0}} all-gather(%x), replica_groups={{{{0,1}}}}, chain_id="{}"'
     text = "\n".join(line.format(name, chain) for name, chain in (("a", 1), ("b", 1), ("c", 2)))
