@@ -16,6 +16,8 @@ from rankjax.layers import stack
 from rankjax.plan import compiled, targets
 from rankjax.schema import Schema
 
+LANES = 128  # of a TPU's tile: a narrower row is filled up where rows are looked up
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ask:
@@ -136,11 +138,17 @@ def _time(bill: dict[str, Any], ask: Ask, target: targets.Target) -> dict[str, A
 
 
 def advice(bill: dict[str, Any], ask: Ask, target: targets.Target) -> list[str]:
-    """What to change where the step does not fit into a device's memory; nothing where it does."""
-    chip = target.chip
+    """What to change where the step does not fit into a device's memory, or copies tables."""
+    chip, held, found = target.chip, bill["held_bytes"], []
+    width = ask.training.tables.width
+    tpu = target.name.split(":")[0] in targets.TPUS
+    if tpu and width % LANES and bill["temporary_bytes"] > held["tables"] > chip.memory / 100:
+        found.append(
+            f"tables {width} wide are copied in every step, as a TPU looks up rows of {LANES}: "
+            f"--embedding-width {LANES}"
+        )
     if chip is None or bill["memory_bytes"] <= chip.memory:
-        return []
-    held, found = bill["held_bytes"], []
+        return found
     large = chip.memory / 4
     tables = held["tables"] + held["table_optimizer"]
     if tables > chip.memory / 2:

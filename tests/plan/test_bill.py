@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from rankjax import catalogue, sharding
+from rankjax import catalogue, embedding, sharding, step
 from rankjax.layers import stack
 from rankjax.plan import bill, targets
 from rankjax.scaling import presets
@@ -83,9 +83,10 @@ def test_a_step_that_the_compiler_refuses_says_what_it_would_take():
 
 
 GIB = 2**30
+WIDE = step.TrainConfig(tables=embedding.TableConfig(width=128))
 CHIP = targets.CHIPS["v5e"]
 TARGET = targets.Target(name="v5e:2x2", devices=jax.devices()[:4], chip=CHIP)
-HELD = {"parameters": 1, "optimizer": 2, "tables": 1, "table_optimizer": 0, "batch": 0}
+HELD = {"parameters": 1, "optimizer": 2, "tables": 0.1, "table_optimizer": 0, "batch": 0}
 PLANNED = {
     "devices": 4,
     "flops": 197e12,
@@ -116,6 +117,8 @@ def test_time_is_what_takes_longest():
     "held, temporary, change, want",
     [
         ({}, 2, {}, []),
+        ({"tables": 1}, 2, {}, ["tables 16 wide are copied in every step"]),
+        ({"tables": 1}, 2, {"training": WIDE}, []),
         ({"tables": 14}, 2, {}, ["tables alone take 14.0 GiB: more devices (about 7)"]),
         ({"optimizer": 20}, 2, {}, ["--mesh.strategy fsdp"]),
         ({}, 20, {}, ["--compute.remat full", "fewer --rows (at least 4)"]),
