@@ -78,6 +78,7 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
         "held_bytes": held,
         "temporary_bytes": found["temporary_bytes"],
         "memory_bytes": memory,
+        "fits": target.chip is None or ("refused" not in found and memory <= target.chip.memory),
         "flops": found["flops"],
         "bytes": found["bytes"],
         "collectives": found["collectives"],

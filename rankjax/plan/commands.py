@@ -2,6 +2,8 @@
 
 import dataclasses
 import json as json_text
+import pathlib
+import sys
 from typing import Any
 
 import rich
@@ -10,6 +12,7 @@ import rich.table
 from rankjax import catalogue, embedding, sharding, step
 from rankjax.layers import stack
 from rankjax.plan import bill, targets
+from rankjax.plan import sweep as sweep_lib
 from rankjax.schema import Schema, Table
 
 
@@ -24,8 +27,11 @@ def plan(
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     compute: stack.Compute = stack.PLAIN,
     price: float | None = None,
+    sweep: bool = False,
+    sweep_rows: tuple[int, ...] = (),
+    html: pathlib.Path | None = None,
     json: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | list[dict[str, Any]]:
     """Compile the training step for a target without having it: memory, time, cost.
 
     Args:
@@ -40,6 +46,9 @@ def plan(
       mesh: how devices are used; all of them by rows where not said.
       compute: layers scanned, recomputed.
       price: of one device for an hour; gives the cost of a billion requests.
+      sweep: compare strategies, meshes, batch sizes and recompute instead; fastest that fits first.
+      sweep_rows: batch sizes to compare; by default `rows`.
+      html: of a sweep, also a figure in this file.
       json: print JSON.
     """
     config, _ = catalogue.find(model)
@@ -63,12 +72,34 @@ def plan(
         training=step.TrainConfig(tables=embedding.TableConfig(width=embedding_width)),
         price=price,
     )
+    if sweep:
+        return _sweep(ask, found, sweep_rows, f"{model} on {target}", html, json)
     made = {"model": model, **({"note": note} if note else {}), **bill.make(ask, found)}
     if json:
         print(json_text.dumps(made))
     else:
         show(made)
     return made
+
+
+def _sweep(
+    ask: bill.Ask,
+    target: targets.Target,
+    rows: tuple[int, ...],
+    title: str,
+    html: pathlib.Path | None,
+    json: bool,
+) -> list[dict[str, Any]]:
+    cases = list(sweep_lib.cases(ask, len(target.devices), rows or (ask.rows,)))
+    tell = lambda case: print(case, file=sys.stderr)
+    found = sweep_lib.run(cases, target, tell)
+    if html is not None:
+        sweep_lib.figure(found, title, html)
+    if json:
+        print(json_text.dumps(found))
+    else:
+        sweep_lib.show(found)
+    return found
 
 
 def sized(schema: Schema, rows: tuple[int, ...]) -> Schema:

@@ -36,6 +36,15 @@ def test_a_plan_as_json_and_as_text(capsys):
     assert status == 0 and "held_bytes: tables" in out and "MiB" in out
 
 
+def test_a_sweep_as_json_and_as_a_figure(capsys, tmp_path):
+    argv = ("--model", "dlrm_mlp", "--target", "cpu:2", *SMALL, "--sweep", "--json")
+    status, out, err = run(capsys, *argv, "--html", tmp_path / "sweep.html")
+    found = json.loads(out)
+    assert status == 0 and all(row["fits"] for row in found) and "remat none" in err
+    assert {row["strategy"] for row in found} == {"data", "fsdp", "tensor", "fsdp_tensor"}
+    assert (tmp_path / "sweep.html").stat().st_size > 1e6
+
+
 def test_tables_of_any_size_cost_no_memory_here(capsys):
     """Two thousand million rows: shapes only."""
     argv = ("--model", "dlrm_mlp", "--target", "cpu:2", *SMALL, "--json")
