@@ -1,4 +1,4 @@
-"""One step planned in several ways: strategies, meshes, batch sizes, recompute; table and figure."""
+"""One step planned in several ways: strategies, meshes, batch sizes, recompute."""
 
 import dataclasses
 import itertools
@@ -70,24 +70,18 @@ def show(found: Sequence[dict[str, Any]]) -> None:
     table = rich.table.Table(*COLUMNS, "requests/s at most", "fits")
     for row in found:
         if "error" in row:
-            cells = [str(row[key]) for key in COLUMNS[:4]]
-            table.add_row(*cells, *[""] * 5, row["error"])
             continue
         memory = f"{row['memory_bytes'] / 2**30:,.2f} GiB"
         share = f"{row['memory_share']:.0%}" if "memory_share" in row else ""
         seconds = f"{1e3 * row['seconds']:,.2f} ms" if "seconds" in row else ""
         rate = f"{row['requests_per_second_at_most']:,.0f}" if "seconds" in row else ""
         cells = [str(row[key]) for key in COLUMNS[:4]]
-        table.add_row(
-            *cells,
-            memory,
-            share,
-            seconds,
-            row.get("limit", ""),
-            rate,
-            "yes" if row["fits"] else "no",
-        )
+        fits = "yes" if row["fits"] else "no"
+        table.add_row(*cells, memory, share, seconds, row.get("limit", ""), rate, fits)
     rich.print(table)
+    for row in found:
+        if "error" in row:
+            rich.print(f"{row['strategy']}, {row['rows']} rows: {row['error']}")
 
 
 def figure(found: Sequence[dict[str, Any]], title: str, path: pathlib.Path) -> None:

@@ -36,6 +36,7 @@ def test_a_plan_as_json_and_as_text(capsys):
     assert status == 0 and "held_bytes: tables" in out and "MiB" in out
 
 
+@pytest.mark.slow
 def test_a_sweep_as_json_and_as_a_figure(capsys, tmp_path):
     argv = ("--model", "dlrm_mlp", "--target", "cpu:2", *SMALL, "--sweep", "--json")
     status, out, err = run(capsys, *argv, "--html", tmp_path / "sweep.html")
