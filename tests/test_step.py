@@ -1,6 +1,7 @@
 """State and step on a mesh: where arrays lie, and what is refused. test_train.py runs the step."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from rankjax import embedding, sharding, step
+from rankjax.layers import stack
 from rankjax.models import rankmixer
 from tests import tiny
 
@@ -80,3 +82,18 @@ def test_no_device_ever_holds_a_whole_table():
     longest = max(int(n) for n in re.findall(r"[fs]32\[(\d+)", text))
     assert rows // 8 <= longest < rows // 4
     assert "all-to-all" in text
+
+
+def test_no_device_ever_makes_a_whole_table():
+    """The compiled initialisation: each makes its own rows."""
+    schema, rows = batch().schema, 100_003
+    tables = tuple(
+        dataclasses.replace(t, rows=rows) if t.name == "item" else t for t in schema.tables
+    )
+    wide = dataclasses.replace(batch(), schema=dataclasses.replace(schema, tables=tables))
+    place = sharding.placement(MESH)
+    make = functools.partial(step.fresh, MODEL, wide.schema, CONFIG, place, stack.PLAIN)
+    own = step.shardings(jax.eval_shape(make, jax.random.key(0), wide), place)
+    text = jax.jit(make, out_shardings=own).lower(jax.random.key(0), wide).compile().as_text()
+    longest = max(int(n) for n in re.findall(r"[fsu]32\[(\d+)", text))
+    assert rows // 8 <= longest < rows // 4
