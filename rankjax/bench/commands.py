@@ -301,7 +301,7 @@ def measure_layers(
     names: tuple[Literal[*models.MODELS], ...] = ("rankmixer", "hstu"),
     layers: tuple[int, ...] = (2, 32),
     width: int = 32,
-    shape: Annotated[layers_bench.Shape, tyro.conf.arg(name="")] = layers_bench.Shape(),  # noqa: B008
+    shape: Annotated[weak.Shape, tyro.conf.arg(name="")] = layers_bench.SHAPE,
     out: pathlib.Path | None = None,
     json: bool = False,
 ) -> dict[str, Any]:

@@ -9,17 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rankjax import plan, step
+from rankjax.bench import weak
 from rankjax.layers import stack
 from rankjax.schema import Schema
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Of a batch: rows, history slots S, candidate slots C."""
-
-    rows: int = 16
-    history: int = 50
-    candidates: int = 8
+SHAPE = weak.Shape(rows=16, candidates=8)
 
 
 def run(
@@ -29,7 +23,7 @@ def run(
     *,
     layers: Sequence[int] = (2, 32),
     remat_layers: int = 8,
-    shape: Shape = Shape(),
+    shape: weak.Shape = SHAPE,
     settings: step.TrainConfig = step.TrainConfig(),  # noqa: B008 (frozen)
     on_case: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ DEVICES = (2, 4, 8, 16, 32, 64)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of one device's part of a batch: rows, history slots S, candidate slots C."""
+    """Of a batch, or one device's part of it: rows, history slots S, candidate slots C."""
 
     rows: int = 32
     history: int = 50

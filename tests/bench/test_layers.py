@@ -1,7 +1,7 @@
 """A scanned step does not grow with its layers; recomputing saves memory in a loop."""
 
 from rankjax import embedding, step
-from rankjax.bench import layers
+from rankjax.bench import layers, weak
 from rankjax.layers import stack
 from rankjax.models import rankmixer
 from tests import tiny
@@ -12,7 +12,7 @@ SCHEMA = tiny.tiny_schema(users=10, items=20, time_exact=True, tasks=("click", "
 def test_a_scanned_step_does_not_grow():
     make = lambda name, L: rankmixer.Config(tokens=4, layers=L, width=8, expansion=2, tasks=2)
     settings = step.TrainConfig(tables=embedding.TableConfig(width=4))
-    shape = layers.Shape(rows=8, history=6, candidates=2)
+    shape = weak.Shape(rows=8, history=6, candidates=2)
     cases = []
     found = layers.run(
         make,

@@ -32,32 +32,15 @@ from rankjax.kernels import hstu_attention as kernel  # noqa: E402
 from rankjax.kernels.hstu_attention import tiles  # noqa: E402
 from rankjax.kernels.hstu_attention.pallas_gpu_launch import fitted  # noqa: E402
 from rankjax.masks import MaskRule  # noqa: E402
+from rankjax.plan import targets  # noqa: E402
 
 FIELDS = ("segment", "role", "time", "position", "group", "bias_time")
-# The card's published figures, as the compiler wants them.
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 150754820096 registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 minor: 0 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 12 minor: 9 }
-device_description_str: "NVIDIA H200"
-"""
 
 
 def programs(N: int, Q: int, dtype: Any, bias: bool, tile: Any, R: int = 1, H: int = 4) -> Any:
     """Yields a description of the forward and of the backward program, compiled."""
     topology = topologies.get_topology_desc(
-        "h200", platform="cuda", target_config=H200, topology="1x1x1"
+        "h200", platform="cuda", target_config=targets.H200, topology="1x1x1"
     )
     mesh = Mesh(np.array(topology.devices), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())

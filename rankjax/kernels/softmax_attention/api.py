@@ -11,9 +11,8 @@ from rankjax.kernels import partition
 from rankjax.kernels.softmax_attention import by_jax_nn, by_splash, by_tokamax, reference, xla
 from rankjax.masks import MaskRule
 
-_OWN = {"reference": reference.softmax_attention, "xla": xla.softmax_attention}
 _LIBRARIES = {"splash": by_splash, "tokamax": by_tokamax, "jax_nn": by_jax_nn}
-IMPLEMENTATIONS = (*_OWN, *_LIBRARIES)
+IMPLEMENTATIONS = ("reference", "xla", *_LIBRARIES)
 # Queries x keys of a row. Below, a library's kernel is mostly padding and overhead.
 FEW = 2**16
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float64)
@@ -62,7 +61,7 @@ def softmax_attention(
     args = (q_rnhq, k_rmhq, v_rmhv, q_tokens, k_tokens, scores)
     static = {"rule": rule, "scale": float(scale)}
     if implementation == "reference":
-        return _bound(_OWN[implementation], **static)(*args)
+        return _bound(reference.softmax_attention, **static)(*args)
     if implementation is None:
         branches = _best(*args[:3], scores)
     elif implementation == "xla":
