@@ -22,7 +22,8 @@ from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.layers import stack
 from rankjax.plan.commands import plan
-from rankjax.scaling import presets, report, study, trial, workers
+from rankjax.scaling import commands as study_commands
+from rankjax.scaling import presets, trial, workers
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
 Worlds = Literal["small", "550k", "world"]
@@ -143,85 +144,6 @@ def train_one(
         commands.show({**result, **timing}, json)
 
 
-def study_quick(
-    folder: Folder = pathlib.Path("studies/quick"), workers: int | None = None, json: bool = False
-) -> None:
-    """The quick study: three architectures and four ladders on world-small, in minutes.
-
-    Args:
-      folder: where the world, the trials and the report go.
-      workers: processes, by default one per core.
-      json: print JSON.
-    """
-    _study(presets.quick(folder), folder, workers, json)
-
-
-def study_run(
-    log: Folder,
-    folder: Folder,
-    architectures: tuple[Architectures, ...] = ("dlrm_mlp", "dcnv2_din", "rankmixer", "hstu"),
-    budgets: tuple[int, ...] = (),
-    seeds: tuple[int, ...] = (0,),
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3),
-    table_rates: tuple[float, ...] = (0.05, 0.1, 0.2),
-    embedding_stds: tuple[float, ...] = (0.01, 0.05),
-    history: int = 50,
-    batch: int = 512,
-    counters: bool = True,
-    sequence_windows: bool = False,
-    workers: int | None = None,
-    json: bool = False,
-) -> None:
-    """A scaling study on a prepared log: ladders along every axis, swept rates, fits, a report.
-
-    Args:
-      log: a prepared log (rankjax data ...).
-      folder: of the study; run it again and only what is missing is trained.
-      architectures: which to compare.
-      budgets: data budgets, the newest n valid impressions of the train span (none = all).
-      seeds: of the final trials.
-      learning_rates: swept at both ends of each ladder.
-      table_rates: tried at each architecture's smallest size, with
-      embedding_stds: the scales of the embeddings' initialisation.
-      history: S of the models that have no S axis.
-      batch: valid impressions a step.
-      counters: the log's counters are among the features.
-      sequence_windows: window samples for sequence models, impressions for the others (for logs
-        without requests); default: request samples for all.
-      workers: processes, by default one per core.
-      json: print JSON.
-    """
-    opened = event_log.EventLog.open(log, counters=counters)
-    asked = presets.study_of(
-        opened,
-        architectures=architectures,
-        history=history,
-        windows=sequence_windows,
-        budgets=budgets or (None,),
-        seeds=seeds,
-        learning_rates=learning_rates,
-        table_rates=table_rates,
-        embedding_stds=embedding_stds,
-        training=train.TrainConfig(batch=batch),
-        command=" ".join(["rankjax", *sys.argv[1:]]),
-    )
-    _study(asked, folder, workers, json)
-
-
-def _study(asked: study.Study, folder: pathlib.Path, count: int | None, as_json: bool) -> None:
-    path = workers.run(asked, folder, workers=count)
-    _show(path, as_json)
-
-
-def _show(path: pathlib.Path, as_json: bool) -> None:
-    summary = json.loads((path.parent / "summary.json").read_text())
-    if as_json:
-        print(json.dumps({"report": str(path), **summary}))
-    else:
-        rich.print(rich.markup.escape(report.text(summary)))
-        print(f"report: {path}")
-
-
 def baseline_of(
     log: Folder,
     study: pathlib.Path | None = None,
@@ -254,7 +176,7 @@ def write_report(folder: Folder, json: bool = False) -> None:
       folder: of the study.
       json: print JSON.
     """
-    _show(workers.write_report(folder), json)
+    study_commands.show(workers.write_report(folder), json)
 
 
 def look(json: bool = False) -> None:
@@ -346,7 +268,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     },
     "models": list_models,
     "train": train_one,
-    "study": {"quick": study_quick, "run": study_run},
+    "study": {"quick": study_commands.study_quick, "run": study_commands.study_run},
     "baseline": baseline_of,
     "report": write_report,
     "bench": bench.COMMANDS,

@@ -154,11 +154,6 @@ def test_commands_leave_the_counters_out_where_asked(capsys, monkeypatch, counte
         for more in ((), ("--no-counters",))
     ]
     assert columns[0] == columns[1] + 1
-    asked = []
-    monkeypatch.setattr(cli, "_study", lambda plan, *_: asked.append(plan))
-    run(capsys, "study", "run", counted, tmp_path / "study")
-    run(capsys, "study", "run", counted, tmp_path / "study", "--no-counters")
-    assert [plan.counters for plan in asked] == [True, False]
     logs = []
     result = lambda spec, log, *_, **__: (logs.append(log), ({}, {}))[1]
     monkeypatch.setattr(cli.trial, "run", result)

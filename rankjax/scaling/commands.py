@@ -1,0 +1,95 @@
+"""`rankjax study`: what is asked on the command line, run, and shown."""
+
+import json as json_text
+import pathlib
+import sys
+from typing import Annotated, Literal
+
+import rich
+import tyro
+
+from rankjax import models, train
+from rankjax.data import event_log
+from rankjax.scaling import presets, report, study, workers
+
+Folder = Annotated[pathlib.Path, tyro.conf.Positional]
+Architectures = Literal[*models.MODELS]
+
+
+def study_quick(
+    folder: Folder = pathlib.Path("studies/quick"), workers: int | None = None, json: bool = False
+) -> None:
+    """The quick study: three architectures and four ladders on world-small, in minutes.
+
+    Args:
+      folder: where the world, the trials and the report go.
+      workers: processes, by default one per core.
+      json: print JSON.
+    """
+    _run(presets.quick(folder), folder, workers, json)
+
+
+def study_run(
+    log: Folder,
+    folder: Folder,
+    architectures: tuple[Architectures, ...] = ("dlrm_mlp", "dcnv2_din", "rankmixer", "hstu"),
+    budgets: tuple[int, ...] = (),
+    seeds: tuple[int, ...] = (0,),
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 9e-3),
+    table_rates: tuple[float, ...] = (0.05, 0.1, 0.2),
+    embedding_stds: tuple[float, ...] = (0.01, 0.05),
+    history: int = 50,
+    batch: int = 512,
+    counters: bool = True,
+    sequence_windows: bool = False,
+    workers: int | None = None,
+    json: bool = False,
+) -> None:
+    """A scaling study on a prepared log: ladders along every axis, swept rates, fits, a report.
+
+    Args:
+      log: a prepared log (rankjax data ...).
+      folder: of the study; run it again and only what is missing is trained.
+      architectures: which to compare.
+      budgets: data budgets, the newest n valid impressions of the train span (none = all).
+      seeds: of the final trials.
+      learning_rates: swept at both ends of each ladder.
+      table_rates: tried at each architecture's smallest size, with
+      embedding_stds: the scales of the embeddings' initialisation.
+      history: S of the models that have no S axis.
+      batch: valid impressions a step.
+      counters: the log's counters are among the features.
+      sequence_windows: window samples for sequence models, impressions for the others (for logs
+        without requests); default: request samples for all.
+      workers: processes, by default one per core.
+      json: print JSON.
+    """
+    opened = event_log.EventLog.open(log, counters=counters)
+    asked = presets.study_of(
+        opened,
+        architectures=architectures,
+        history=history,
+        windows=sequence_windows,
+        budgets=budgets or (None,),
+        seeds=seeds,
+        learning_rates=learning_rates,
+        table_rates=table_rates,
+        embedding_stds=embedding_stds,
+        training=train.TrainConfig(batch=batch),
+        command=" ".join(["rankjax", *sys.argv[1:]]),
+    )
+    _run(asked, folder, workers, json)
+
+
+def _run(asked: study.Study, folder: pathlib.Path, count: int | None, as_json: bool) -> None:
+    path = workers.run(asked, folder, workers=count)
+    show(path, as_json)
+
+
+def show(path: pathlib.Path, as_json: bool) -> None:
+    summary = json_text.loads((path.parent / "summary.json").read_text())
+    if as_json:
+        print(json_text.dumps({"report": str(path), **summary}))
+    else:
+        rich.print(rich.markup.escape(report.text(summary)))
+        print(f"report: {path}")
