@@ -28,9 +28,10 @@ SIDES = {
     "pallas_gpu": (32, 64, 128),
 }
 SCHEDULES = {"pallas_gpu": tuple(itertools.product((4, 8), (1, 2, 3)))}  # warps, stages
-# A TPU sums the tables' gradients with those of the queries, XLA all gradients at once.
+# A TPU sums the tables' gradients with those of the queries. XLA sums all gradients at once, in
+# tiles of `d_tables` with tables and of `d_queries` without.
 KERNELS = {
-    "xla": ("forward", "d_queries"),
+    "xla": ("forward", "d_queries", "d_tables"),
     "pallas_tpu": ("forward", "d_queries", "d_keys"),
     "pallas_gpu": tiles.KERNELS,
 }
@@ -73,10 +74,12 @@ def run(
             kernels.check(dtype, width, 2)
             best = tiles.best(implementation, width)
             report = by_width.setdefault(str(width), {})
-            shapes = [
-                cases.shape("full", n, tokens, True, width=width, dtype=dtype) for n in lengths
-            ]
             for kernel in KERNELS[implementation]:
+                tables = (implementation, kernel) != ("xla", "d_queries")
+                shapes = [
+                    cases.shape("full", n, tokens, tables, width=width, dtype=dtype)
+                    for n in lengths
+                ]
                 report[kernel] = _kernel(implementation, kernel, best, shapes, config)
                 best = dataclasses.replace(best, **{kernel: Tile(*report[kernel]["after"])})
             if best != tiles.best(implementation, width):

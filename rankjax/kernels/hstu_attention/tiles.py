@@ -27,7 +27,8 @@ class Tile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """The tile of every kernel; xla's backward pass and a TPU's tables go with `d_queries`.
+    """The tile of every kernel; a TPU's tables go with `d_queries`. xla's backward pass is one loop
+    over tiles, of `d_tables` where there are tables and of `d_queries` where not.
 
     d_queries makes the gradient of the queries, d_keys those of keys and values, d_tables those of
     the bias tables (a kernel of its own on GPUs).

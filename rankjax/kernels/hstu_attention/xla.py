@@ -83,7 +83,7 @@ def backward(
     tiles: Tiles,
 ) -> tuple[Arrays, bias_lib.RelativeBias | None]:
     """Gradients of sum(d * forward) with respect to q, k, v and the tables, in their dtypes."""
-    tile = tiles.d_queries[:2]
+    tile = (tiles.d_queries if bias is None else tiles.d_tables)[:2]
     g = tile_loop.rows_of_a_step(arrays[0].shape, arrays[1].shape[1], tile)
 
     def rows(d_bias: Any, xs: Any) -> tuple[Any, Arrays]:
