@@ -91,6 +91,7 @@ def train_one(
     width: int | None = None,
     budget: int | None = None,
     counters: bool = True,
+    shards: tuple[int, ...] = (),
     config: Annotated[train.TrainConfig, tyro.conf.arg(name="")] = train.TrainConfig(),  # noqa: B008
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008
     join: hosts.HostConfig = hosts.HostConfig(),  # noqa: B008
@@ -113,6 +114,7 @@ def train_one(
       width: D.
       budget: train on the newest n valid impressions of the train span.
       counters: the log's counters are among the features.
+      shards: of a log in shards, the numbers of those to train and evaluate on; by default all.
       config: optimizer, tables, batch, seed.
       mesh: devices and strategy; all devices, a part of the batch on each, where not said.
       join: how this process finds those of the other hosts.
@@ -121,7 +123,7 @@ def train_one(
       json: print JSON.
     """
     hosts.join(join)
-    opened = event_log.EventLog.open(log, verify=True, counters=counters)
+    opened = event_log.EventLog.open(log, verify=True, counters=counters, shards=shards or None)
     sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}
     chosen = samples.SampleConfig(organisation=organisation, history=history)
     if organisation == "window":
@@ -261,6 +263,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
         "describe": commands.data_describe,
         "check": commands.data_check,
         "counters": commands.data_counters,
+        "split": commands.data_split,
         "export": commands.data_export,
         "world": data_world,
         "movielens": data_movielens,

@@ -148,7 +148,7 @@ def counted(tmp_path):
     return event_log.write_log(tmp_path / "log", made, **files, fingerprint={"counted": 1})
 
 
-def test_commands_leave_the_counters_out_where_asked(capsys, monkeypatch, counted, tmp_path):
+def test_commands_leave_the_counters_out_where_asked(capsys, monkeypatch, counted):
     columns = [
         json.loads(run(capsys, "baseline", counted, *more, "--json")[1])["features"]
         for more in ((), ("--no-counters",))

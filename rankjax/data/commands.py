@@ -21,6 +21,7 @@ from rankjax.data import (
     describe_text,
     event_log,
     importer,
+    split,
 )
 from rankjax.data.own import export, guess, schema_file
 
@@ -85,6 +86,7 @@ def data_import(
     schema: pathlib.Path,
     out: pathlib.Path,
     counters: bool = True,
+    shards: int | None = None,
     json: bool = False,
 ) -> None:
     """Make a log of your own files, as schema.toml says (docs/own-data.md).
@@ -94,13 +96,14 @@ def data_import(
       schema: which column plays which role (rankjax data schema writes a starter).
       out: folder for the log.
       counters: add what the schema's [counters] asks for.
+      shards: write the log in so many shards, ranges of users; by default as one.
       json: print JSON.
     """
     began = time.monotonic()
     asked = schema_file.load(schema)
     if not counters:
         asked = dataclasses.replace(asked, counters=None)
-    found = summary(importer.run(asked, _expanded(files), out))
+    found = summary(importer.run(asked, _expanded(files), out, shards=shards))
     found["seconds"] = time.monotonic() - began
     if sys.platform == "linux":  # elsewhere there is none, or in other units
         import resource
@@ -157,6 +160,25 @@ def data_counters(
       json: print JSON.
     """
     show(summary(counters.add(log, out, config)), json)
+
+
+def data_split(
+    log: Folder,
+    out: Folder,
+    shards: int | None = None,
+    only: tuple[int, ...] = (),
+    json: bool = False,
+) -> None:
+    """Write a log again in shards (ranges of users), in other shards, or as one.
+
+    Args:
+      log: a prepared log.
+      out: folder for it.
+      shards: how many; by default as one.
+      only: of a log in shards, the numbers of those to take.
+      json: print JSON.
+    """
+    show(summary(split.split(log, out, shards, only or None)), json)
 
 
 def data_export(

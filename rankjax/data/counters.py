@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rankjax.data import counting, event_log, samples, tally
+from rankjax.data import shards as shards_lib
 from rankjax.schema import Feature, Schema
 
 VERSION = 1
@@ -207,8 +208,11 @@ def add(
     log_folder: str | os.PathLike,
     out: str | os.PathLike,
     config: CounterConfig = CounterConfig(),
+    shards: int | None = None,
 ) -> pathlib.Path:
     """Writes the log of `log_folder` with counters into the folder `out`, and returns `out`.
+
+    shards: how many to write; None: a log of one.
 
     Rows and their order stay, so that the truth.arrow of a world holds for an `out` in the world's
     folder too. Where the same log lies in `out` already, nothing happens.
@@ -239,7 +243,8 @@ def add(
     labels, counters = _labels(config, log), _counters(config, log)
     schema = _schema(log, counters)
     made_of = fingerprint(log.fingerprint, config)
-    if event_log.is_prepared(out, made_of):
+    starts = shards_lib.starts(log.rows("users"), shards)
+    if event_log.is_prepared(out, made_of, shards):
         return out
     event_log.check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +258,7 @@ def add(
         _count(log, config, counters, labels, folder, added)
         _beside(log, added)
         schema = _scaled(log, schema, added)
-        with event_log.LogWriter(out, schema, made_of) as writer:
+        with event_log.LogWriter(out, schema, made_of, starts) as writer:
             _append(log, writer, added)
             return writer.finish(**{**log.info, "counters": _info(log, config, counters)})
 

@@ -14,30 +14,35 @@ the schema, the rows, sizes and checksums, so that a folder with it is complete:
                      context feature, one int8 column of 0 and 1 per task
   offsets.arrow      event_start int64 [U + 2]
 
+A log may be in shards, which are ranges of users: each has a folder 00000, 00001, .. with events,
+impressions and offsets of its own (offsets from its first user on), and log.json lists them.
+
 `order` int32 joins events and impressions where not `schema.time_exact`. A candidate may read the
 events of its user with time < its time, or else with order < its order.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from rankjax.data import columns
+from rankjax.data import columns, log_files
+from rankjax.data import shards as shards_lib
 from rankjax.schema import Schema
 
 VERSION = 1
+VERSION_OF_SHARDS = 2  # which readers of version 1 would not understand
 FILES = columns.FILES
+SHARDED = ("events", "impressions")  # and their offsets; users and items lie in the log's folder
 SPANS = columns.SPANS  # codes 0, 1, 2 of impressions.span
-CHUNK = 1 << 20  # rows or bytes that a pass over a file holds at once
+CHUNK = 1 << 20  # rows that a pass over a file holds at once
 
 
 def _json(value: Any) -> Any:
@@ -55,26 +60,35 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     wanted = {"version", "schema", "fingerprint", "files", "info"}
     if not isinstance(found, dict) or not wanted <= set(found):
         raise ValueError(f"{path}: found {sorted(found)}, expected the keys {sorted(wanted)}")
-    if found["version"] != VERSION:
-        raise ValueError(f"{path}: found log version {found['version']}, expected {VERSION}")
+    if (have := found["version"]) != (want := VERSION_OF_SHARDS if "shards" in found else VERSION):
+        raise ValueError(f"{path}: found log version {have}, expected {want}")
     return found
 
 
-def is_prepared(folder: str | os.PathLike, fingerprint: dict[str, Any]) -> bool:
-    """Whether a complete log with this fingerprint lies in `folder`.
+def is_prepared(
+    folder: str | os.PathLike, fingerprint: dict[str, Any], shards: int | None = None
+) -> bool:
+    """Whether a complete log with this fingerprint lies in `folder`, in so many shards.
 
-    Raises ValueError where a log with another fingerprint does.
+    Raises ValueError where a log with another fingerprint, or other shards, does.
     """
     path = pathlib.Path(folder) / "log.json"
     if not path.exists():
         return False
-    found = _read_json(path)["fingerprint"]
+    record = _read_json(path)
+    found = record["fingerprint"]
     if found != (wanted := _json(fingerprint)):
         differ = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
         have, want = ({k: x.get(k) for k in differ} for x in (found, wanted))
         raise ValueError(
             f"{path}: found a log with fingerprint {have}, expected {want}: it was made of "
             "something else; take another folder"
+        )
+    have = len(record["shards"]) if "shards" in record else None
+    if have != shards:
+        raise ValueError(
+            f"{path}: found this log in {have or 'no'} shards, expected {shards or 'none'}; take "
+            "another folder"
         )
     return True
 
@@ -86,79 +100,14 @@ def check_free(folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder}: found a folder that is not empty, expected none")
 
 
-def _crc32(path: pathlib.Path) -> int:
-    crc = 0
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _arrow(values: np.ndarray) -> pa.Array:
-    """[n] or [n, M] contiguous, zero-copy; [n, M] becomes a FixedSizeList."""
-    flat = pa.Array.from_buffers(
-        pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(values)]
-    )
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def _write_arrow(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> dict[str, int]:
-    """Writes one record batch; returns the file's rows, bytes and crc32."""
-    batch = pa.RecordBatch.from_arrays([_arrow(x) for x in arrays.values()], names=list(arrays))
-    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
-        writer.write_batch(batch)
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-    return {"rows": batch.num_rows, "bytes": path.stat().st_size, "crc32": _crc32(path)}
-
-
-class _Spool:
-    """The columns of one file, appended to one raw file each."""
-
-    def __init__(self, folder: pathlib.Path, name: str):
-        self.folder, self.name, self.rows = folder, name, 0
-        self.kinds: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
-        self.streams: dict[str, Any] = {}
-
-    def _path(self, column: int) -> pathlib.Path:
-        return self.folder / f"{self.name}.{column}.raw"
-
-    def append(self, arrays: dict[str, np.ndarray]) -> None:
-        if not self.kinds:
-            self.kinds = {name: (x.dtype, x.shape[1:]) for name, x in arrays.items()}
-            for number, name in enumerate(arrays):
-                self.streams[name] = self._path(number).open("wb")
-        for name, x in arrays.items():
-            self.streams[name].write(np.ascontiguousarray(x).data)
-        self.rows += len(next(iter(arrays.values())))
-
-    def close(self) -> None:
-        """Closes every column's file, even where one of them fails (a full disk)."""
-        with contextlib.ExitStack() as stack:
-            for stream in self.streams.values():
-                stack.callback(stream.close)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The columns, memory-mapped; `close` comes first."""
-        if not self.rows:
-            return {
-                name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self.kinds.items()
-            }
-        return {
-            name: np.memmap(self._path(number), dtype, "r", shape=(self.rows, *shape))
-            for number, (name, (dtype, shape)) in enumerate(self.kinds.items())
-        }
-
-    def delete(self) -> None:
-        for number in range(len(self.kinds)):
-            self._path(number).unlink()
-
-
 class LogWriter:
     """Writes a log in a stream: chunks of rows in their final order, memory bounded by a chunk.
 
     Use as a context manager; what is not finished is removed, and a log already there stays as it
-    is. Chunks of the four files may come in any interleaving.
+    is. Chunks of the four files may come in any interleaving, and in the order of the whole log,
+    also where it is written in shards.
+
+    starts: the first user of each shard, ascending from 0 (`shards.starts`); None: a log of one.
 
     Raises:
       ValueError: a column is missing, unknown, of a wrong dtype or shape; a file is not sorted; a
@@ -167,16 +116,32 @@ class LogWriter:
       OSError: the disk is full; the temporary folder is gone by then.
     """
 
-    def __init__(self, folder: str | os.PathLike, schema: Schema, fingerprint: dict[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        schema: Schema,
+        fingerprint: dict[str, Any],
+        starts: Sequence[int] | None = None,
+    ):
         self.folder = pathlib.Path(folder)
         self.schema, self.fingerprint = schema, _json(fingerprint)
         self._checks = {file: columns.Checker(self.folder, file, schema) for file in FILES}
+        self._starts = None if starts is None else np.asarray(starts, np.int64)
         check_free(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = pathlib.Path(
             tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent)
         )
-        self._spools = {file: _Spool(self._temporary, file) for file in FILES}
+        self._spools = {file: self._spools_of(file) for file in FILES}
+
+    def _spools_of(self, file: str) -> list[log_files.Spool]:
+        """One, or one a shard."""
+        if self._starts is None or file not in SHARDED:
+            return [log_files.Spool(self._temporary, file)]
+        found = [self._temporary / shards_lib.name(k) for k in range(len(self._starts))]
+        for folder in found:
+            folder.mkdir(exist_ok=True)
+        return [log_files.Spool(folder, file) for folder in found]
 
     def __enter__(self) -> "LogWriter":
         return self
@@ -186,25 +151,31 @@ class LogWriter:
 
     def _abort(self) -> None:
         """Removes what is not finished; after `finish` there is nothing left to remove."""
-        with contextlib.suppress(OSError):  # a full disk: what cannot be flushed is thrown away
-            self._close()
         shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _close(self) -> None:
-        with contextlib.ExitStack() as stack:
-            for spool in self._spools.values():
-                stack.callback(spool.close)
 
     def append(self, file: str, arrays: dict[str, np.ndarray]) -> None:
         """Appends rows to one of FILES: {column: [n] or [n, M]}, the same columns every time."""
         try:
             if file not in FILES:
                 raise ValueError(f"LogWriter.append: found file {file!r}, expected one of {FILES}")
-            arrays = self._checks[file].check(arrays)
-            self._spools[file].append(arrays)
+            self._put(file, self._checks[file].check(arrays))
         except BaseException:
             self._abort()
             raise
+
+    def _put(self, file: str, arrays: dict[str, np.ndarray]) -> None:
+        spools = self._spools[file]
+        if len(spools) == 1:
+            spools[0].append(arrays)
+            return
+        shard = np.searchsorted(self._starts, arrays["user"], side="right") - 1
+        shard = np.maximum(shard, 0)  # a user below 0 is refused by `finish`
+        rows = np.argsort(shard, kind="stable")
+        ends = np.searchsorted(shard[rows], np.arange(len(spools) + 1))
+        for k, spool in enumerate(spools):
+            mine = rows[ends[k] : ends[k + 1]]
+            if len(mine) or not spool.kinds:
+                spool.append({name: x[mine] for name, x in arrays.items()})
 
     def finish(self, **info: Any) -> pathlib.Path:
         """Writes the Arrow files, then log.json, moves the folder into place and returns it.
@@ -213,57 +184,81 @@ class LogWriter:
         process has finished the same log meanwhile, that one stays.
         """
         try:
-            self._close()
             self._write(info)
             try:
                 os.rename(self._temporary, self.folder)
             except OSError:
-                if not is_prepared(self.folder, self.fingerprint):
+                if not is_prepared(self.folder, self.fingerprint, self._count):
                     raise
         finally:
             self._abort()
         return self.folder
 
+    @property
+    def _count(self) -> int | None:
+        return None if self._starts is None else len(self._starts)
+
     def _write(self, info: dict[str, Any]) -> None:
-        rows = {file: self._spools[file].rows for file in FILES}
         for file in FILES:
-            if not self._spools[file].kinds:  # nothing was ever appended: an empty file
+            if not self._spools[file][0].kinds:  # nothing was ever appended: an empty file
                 if file in ("users", "items"):
                     raise ValueError(f"{self.folder / file}.arrow: found 0 rows, expected row 0")
-                empty = columns.empty(file, self.schema)
-                self._spools[file].append(self._checks[file].check(empty))
-        self._close()
-        files = {}
-        for file in FILES:
-            spool = self._spools[file]
-            arrays = spool.arrays()
-            self._checks[file].finish(arrays, users=rows["users"], items=rows["items"])
-            if file == "events":
-                start = {"event_start": _offsets(arrays["user"], rows["users"])}
-                files["offsets"] = _write_arrow(self._temporary / "offsets.arrow", start)
-            files[file] = _write_arrow(self._temporary / f"{file}.arrow", arrays)
-            spool.delete()
+                self._put(file, self._checks[file].check(columns.empty(file, self.schema)))
+        rows = {file: self._spools[file][0].rows for file in ("users", "items")}
+        files = {file: self._arrow(file, 0, rows) for file in ("users", "items")}
         record = {
-            "version": VERSION,
+            "version": VERSION if self._starts is None else VERSION_OF_SHARDS,
             "schema": self.schema.to_json(),
             "fingerprint": self.fingerprint,
             "files": files,
             "info": info,
         }
+        if self._starts is None:
+            files |= self._acts(0, (0, rows["users"]), rows)
+        else:
+            ends = [*self._starts[1:].tolist(), rows["users"]]
+            record["shards"] = [
+                {"users": [first, end], "files": self._acts(k, (first, end), rows)}
+                for k, (first, end) in enumerate(zip(self._starts.tolist(), ends))
+            ]
         with (self._temporary / "log.json").open("w") as stream:
             json.dump(record, stream, indent=1, sort_keys=True)
             stream.flush()
             os.fsync(stream.fileno())
 
+    def _acts(self, shard: int, users: tuple[int, int], rows: dict[str, int]) -> dict[str, Any]:
+        """Writes a shard's events, their offsets and its impressions; what log.json says of them.
 
-def _offsets(user: np.ndarray, users: int) -> np.ndarray:
-    """First row of each user's events: int64 [users + 1], from the sorted column, in chunks."""
-    counts = np.zeros(users + 1, np.int64)
+        users: its first user and the one after its last.
+        """
+        found = {file: self._arrow(file, shard, rows) for file in SHARDED}
+        folder = self._spools["events"][shard].folder
+        batch = log_files.open_arrow(folder / "events.arrow", found["events"])
+        start = {"event_start": _offsets(log_files.view(batch.column("user")), *users)}
+        return found | {"offsets": log_files.write_arrow(folder / "offsets.arrow", start)}
+
+    def _arrow(self, file: str, shard: int, rows: dict[str, int]) -> dict[str, int]:
+        spool = self._spools[file][shard]
+        arrays = spool.arrays()
+        final = self.folder / spool.folder.relative_to(self._temporary)
+        check = columns.Checker(final, file, self.schema)
+        check.finish(arrays, users=rows["users"], items=rows["items"])
+        found = log_files.write_arrow(spool.folder / f"{file}.arrow", arrays)
+        spool.delete()
+        return found
+
+
+def _offsets(user: np.ndarray, low: int, high: int) -> np.ndarray:
+    """First row of the events of each user from `low` to `high`, int64 [high - low + 1].
+
+    From the sorted column, in chunks.
+    """
+    counts = np.zeros(high - low + 1, np.int64)
     for start in range(0, len(user), CHUNK):
         chunk = user[start : start + CHUNK]
         first = int(chunk[0])
         part = np.bincount(chunk - first)
-        counts[first + 1 : first + 1 + len(part)] += part
+        counts[first - low + 1 : first - low + 1 + len(part)] += part
     return np.cumsum(counts)
 
 
@@ -286,36 +281,18 @@ def write_log(
         return writer.finish(**info)
 
 
-def _open_arrow(path: pathlib.Path, expected: dict[str, int]) -> pa.RecordBatch:
-    """The file's record batch, memory-mapped; ValueError where it is not what was written."""
-    if not path.exists():
-        raise ValueError(f"{path}: found no such file, expected {expected['bytes']} bytes")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(f"{path}: found {size} bytes, expected {expected['bytes']} (log.json)")
-    try:
-        with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_file(source)
-            if reader.num_record_batches != 1:
-                found = reader.num_record_batches
-                raise ValueError(f"{path}: found {found} record batches, expected 1")
-            batch = reader.get_batch(0)
-            batch.validate()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path}: found a corrupted file ({error}), expected an Arrow IPC file"
-        ) from error
-    if batch.num_rows != expected["rows"]:
-        raise ValueError(f"{path}: found {batch.num_rows} rows, expected {expected['rows']}")
-    return batch
-
-
-def _view(column: pa.Array) -> np.ndarray:
-    """Zero-copy [n] or [n, M]."""
-    if pa.types.is_fixed_size_list(column.type):
-        flat = column.flatten().to_numpy(zero_copy_only=True)
-        return flat.reshape(len(column), column.type.list_size)
-    return column.to_numpy(zero_copy_only=True)
+def _columns(
+    folder: pathlib.Path, file: str, files: dict[str, dict[str, int]], schema: Schema, verify: bool
+) -> dict[str, np.ndarray]:
+    """The columns of an Arrow file, checked, as views of it."""
+    path, expected = folder / f"{file}.arrow", files[file]
+    batch = log_files.open_arrow(path, expected)
+    if verify and (found := log_files.crc32(path)) != expected["crc32"]:
+        raise ValueError(f"{path}: found crc32 {found}, expected {expected['crc32']}")
+    views = {name: log_files.view(batch.column(name)) for name in batch.schema.names}
+    if file in FILES:
+        columns.check_kinds(folder, file, schema, views)
+    return views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity: it holds arrays
@@ -335,13 +312,20 @@ class EventLog:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike, *, verify: bool = False, counters: bool = True
+        cls,
+        folder: str | os.PathLike,
+        *,
+        verify: bool = False,
+        counters: bool = True,
+        shards: Sequence[int] | None = None,
     ) -> "EventLog":
         """Opens a folder that `LogWriter` wrote.
 
         Sizes, rows, column names and types are always checked; `verify` also reads every byte and
         compares checksums. counters=False leaves the counters out of the schema, and says so in
-        the fingerprint, so that a study cannot mix both.
+        the fingerprint, so that a study cannot mix both. shards: numbers of those to read, in a log
+        that has some; the others' users have no events and no impressions, and the fingerprint
+        says so. None = all: the same rows and fingerprint as of the log that is not in shards.
         Raises ValueError that names the file, what was found and expected.
         """
         folder = pathlib.Path(folder)
@@ -353,23 +337,18 @@ class EventLog:
         except (KeyError, TypeError) as error:
             message = f"{folder / 'log.json'}: found a schema that does not read ({error!r})"
             raise ValueError(f"{message}, expected one of version {VERSION}") from error
-        views: dict[str, dict[str, np.ndarray]] = {}
-        for file in (*FILES, "offsets"):
-            path, expected = folder / f"{file}.arrow", record["files"][file]
-            batch = _open_arrow(path, expected)
-            if verify and (found := _crc32(path)) != expected["crc32"]:
-                raise ValueError(f"{path}: found crc32 {found}, expected {expected['crc32']}")
-            views[file] = {name: _view(batch.column(name)) for name in batch.schema.names}
-            if file in FILES:
-                columns.check_kinds(folder, file, schema, views[file])
-        event_start = views.pop("offsets").get("event_start", np.empty(0, np.int64))
-        wanted, events = record["files"]["users"]["rows"] + 1, record["files"]["events"]["rows"]
-        if len(event_start) != wanted or event_start[-1] != events:
-            raise ValueError(
-                f"{folder / 'offsets.arrow'}: found {len(event_start)} offsets, expected {wanted}, "
-                f"the last one {events}"
-            )
         fingerprint = record["fingerprint"]
+        parts = shards_lib.parts(folder, record, shards)
+        if shards is not None and len(parts) < len(record["shards"]):
+            said = f"{sorted(shards)} of {len(record['shards'])}"
+            fingerprint = {**fingerprint, "shards": said}
+        read = functools.partial(_columns, schema=schema, verify=verify)
+        views = {f: read(folder, f, record["files"]) for f in ("users", "items")}
+        acts = {f: [read(p.folder, f, p.files) for p in parts] for f in (*SHARDED, "offsets")}
+        event_start = shards_lib.event_start(
+            parts, acts.pop("offsets"), record["files"]["users"]["rows"]
+        )
+        views |= shards_lib.together(acts)
         if not counters and schema != schema.without_counters():
             schema, fingerprint = schema.without_counters(), {**fingerprint, "counters": False}
         return cls(

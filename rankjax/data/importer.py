@@ -74,11 +74,13 @@ def run(
     out: str | os.PathLike,
     *,
     chunk: int = CHUNK,
+    shards: int | None = None,
 ) -> pathlib.Path:
     """Writes the log of these files into `out` and returns it; twice does nothing.
 
     An interrupted import leaves a folder .<out>.import beside `out`; the next call goes on from it.
     chunk: rows held at once; it decides the working memory (about 1 KB a row).
+    shards: how many to write the log in, by users (shards.py); None: a log of one.
     Raises ValueError: the schema does not fit the files, a value does not fit its role, no
     impression is left, `out` holds something else. The message names file, column, row.
     """
@@ -94,7 +96,7 @@ def run(
     if schema.counters is not None:
         final = counters.fingerprint(made_of, schema.counters)
     work = out.parent / f".{out.name}.import"
-    if event_log.is_prepared(out, final):
+    if event_log.is_prepared(out, final, shards):
         shutil.rmtree(work, ignore_errors=True)  # of a call that ended just before it did this
         return out
     _begin(work, made_of)
@@ -108,12 +110,14 @@ def run(
         found = plan.log_schema(schema, job.slots, learning.sizes(learned))
         job = dataclasses.replace(job, log_schema=found)
         lost = _sort(job, learned, progress)
-        made = work / "log"  # whatever a kill leaves lies in `work`
         info = {"unused_columns": unused, "rows": counted, "lost": lost}
-        if not event_log.is_prepared(made, made_of):
-            writing.write(job, learned, made, made_of, info)
-        if schema.counters is not None:
-            made = counters.add(made, work / "counted", schema.counters)
+        # Whatever a kill leaves lies in `work`. Shards are written by whoever writes last.
+        made, last = work / "log", schema.counters is None
+        made_in = shards if last else None
+        if not event_log.is_prepared(made, made_of, made_in):
+            writing.write(job, learned, made, made_of, info, made_in)
+        if not last:
+            made = counters.add(made, work / "counted", schema.counters, shards)
         os.rename(made, out)
     shutil.rmtree(work)
     return out

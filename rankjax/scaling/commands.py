@@ -41,6 +41,7 @@ def study_run(
     history: int = 50,
     batch: int = 512,
     counters: bool = True,
+    shards: tuple[int, ...] = (),
     sequence_windows: bool = False,
     workers: int | None = None,
     json: bool = False,
@@ -59,16 +60,18 @@ def study_run(
       history: S of the models that have no S axis.
       batch: valid impressions a step.
       counters: the log's counters are among the features.
+      shards: of a log in shards, the numbers of those to use; by default all.
       sequence_windows: window samples for sequence models, impressions for the others (for logs
         without requests); default: request samples for all.
       workers: processes, by default one per core.
       json: print JSON.
     """
-    opened = event_log.EventLog.open(log, counters=counters)
+    opened = event_log.EventLog.open(log, counters=counters, shards=shards or None)
     asked = presets.study_of(
         opened,
         architectures=architectures,
         history=history,
+        shards=shards,
         windows=sequence_windows,
         budgets=budgets or (None,),
         seeds=seeds,

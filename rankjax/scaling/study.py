@@ -57,6 +57,7 @@ class Study:
     window: int = 86400
     training: train.TrainConfig = train.TrainConfig()
     counters: bool = True  # False: without the log's counters (data/counters.py)
+    shards: tuple[int, ...] = ()  # of a log in shards, those to use; () = all
     command: str = ""  # printed in the report
 
     def rates_of(self, architecture: str) -> tuple[float, ...]:
@@ -107,7 +108,7 @@ class Study:
     def describe(self) -> dict[str, Any]:
         """What `study.json` holds; two studies with equal descriptions are the same study."""
         described = dataclasses.asdict(self)
-        for key in ("log", "command", "counters"):  # the log's fingerprint tells the counters
+        for key in ("log", "command", "counters", "shards"):  # the log's fingerprint tells the rest
             del described[key]
         for key in ("checkpoint_seconds", "log_every"):
             del described["training"][key]
@@ -242,7 +243,7 @@ def open_folder(study: Study, folder: pathlib.Path) -> event_log.EventLog:
       ValueError: the folder holds another study, or one of another log; names what differs. Or a
         budget is larger than the train span.
     """
-    log = event_log.EventLog.open(study.log, counters=study.counters)
+    log = event_log.EventLog.open(study.log, counters=study.counters, shards=study.shards or None)
     most = int(np.count_nonzero(log.column("impressions", "span") == 0))
     if too_large := [b for b in study.budgets if b is not None and not 0 < b <= most]:
         raise ValueError(

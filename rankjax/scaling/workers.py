@@ -61,7 +61,8 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
       Failed: a worker failed; its traceback is part of the message.
     """
     folder = pathlib.Path(folder)
-    event_log.EventLog.open(asked.log, verify=True)  # once, here: a torn file would train silently
+    # Once, here: a torn file would train silently.
+    event_log.EventLog.open(asked.log, verify=True, shards=asked.shards or None)
     log = study.open_folder(asked, folder)
     cores: list[int | None] = sorted(os.sched_getaffinity(0))
     if jax.default_backend() != "cpu":

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from rankjax.data import columns, event_log, samples
+from rankjax.data import shards as shards_lib
 from rankjax.data.own import learning, plan, requests, rows, runs, schema_file
 from rankjax.schema import Schema
 
@@ -43,15 +44,18 @@ def write(
     target: pathlib.Path,
     made_of: dict[str, Any],
     info: dict[str, Any],
+    shards: int | None = None,
 ) -> None:
     """Writes the whole log into `target`; `info` and the schema's own go into the log's.
 
-    Raises ValueError: a request has two users or two spans, a span is left without impressions.
+    Raises ValueError: a request has two users or two spans, a span is left without impressions, or
+    more shards than users.
     """
     schema = job.schema
     found = {**schema.info, "name": schema.name, **info}
     notes = list(schema.info.get("notes", ()))
-    with event_log.LogWriter(target, job.log_schema, made_of) as log:
+    starts = shards_lib.starts(rows.counts(schema, learned)["users"], shards)
+    with event_log.LogWriter(target, job.log_schema, made_of, starts) as log:
         for file in ("users", "items"):
             log.append(file, _catalogue(job, learned, file, found))
         past = _events(job, learned, log, found)
