@@ -9,6 +9,7 @@ import pytest
 
 from rankjax.data import check, counters, describe, event_log, loader, samples, shards, split
 from tests import tiny
+from tests.data.own import scenarios
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["times", "order"])
@@ -150,3 +151,18 @@ def test_a_user_that_is_not_there(tmp_path):
         for file, arrays in files.items():
             writer.append(file, arrays)
         writer.finish()
+
+
+@pytest.mark.parametrize("name", ["requests", "gap", "lists", "clicks"])
+def test_an_import_into_shards(name, tmp_path):
+    """With counters and without, with negatives, in order of time and of clocks."""
+    config, files = scenarios.config(name), scenarios.split_off(scenarios.world())
+    one = scenarios.run(tmp_path / "one", config, files)
+    other = scenarios.run(tmp_path / "other", config, files, shards=3)
+    assert (other.folder / "00002").is_dir()
+    same_columns(one, other)
+    assert (one.schema, one.fingerprint, one.info) == (other.schema, other.fingerprint, other.info)
+    whole = split.split(one.folder, tmp_path / "split", 3)
+    for path in (p for p in whole.rglob("*") if p.is_file()):
+        same = other.folder / path.relative_to(whole)
+        assert path.read_bytes() == same.read_bytes(), path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rankjax import embedding, flops, optim, train
-from rankjax.data import event_log, samples
+from rankjax.data import event_log, samples, split
 from rankjax.data.sources import synthetic
 from rankjax.models import dcnv2, dlrm, hstu, rankmixer
 from rankjax.scaling import presets, trial
@@ -63,6 +63,18 @@ def test_a_folder_of_another_trial_is_refused(log, tmp_path):
     other = event_log.EventLog.open(tiny.log(tmp_path / "log", requests=150, events=401))
     with pytest.raises(ValueError, match="another trial lies here; found log="):
         trial.run(spec, other, tmp_path, test=False)
+
+
+def test_a_log_in_shards_trains_alike(log, tmp_path):
+    spec = spec_of(CONFIGS["hstu"])
+    parts = split.split(log.folder, tmp_path / "shards", 3)
+    whole = trial.run(spec, log, tmp_path / "a", test=True)[0]
+    assert trial.run(spec, event_log.EventLog.open(parts), tmp_path / "b", test=True)[0] == whole
+    some = event_log.EventLog.open(parts, shards=(0, 2))
+    result = trial.run(spec, some, tmp_path / "c", test=True)[0]
+    assert result["trial"] == whole["trial"] and 0 < result["samples"] < whole["samples"]
+    with pytest.raises(ValueError, match="another trial lies here; found log="):
+        trial.run(spec, some, tmp_path / "a", test=True)
 
 
 def test_a_metric_without_a_value_keeps_its_reason(tmp_path):
