@@ -115,25 +115,40 @@ def run(
     result["undefined"] = json.dumps(undefined) if undefined else None
     ordered = spec.samples.organisation != "window" and spec.training.order == "time"
     result |= _oracle(log, scored, ordered)
+    now = time.monotonic()
+    seconds = {**seconds, "all": now - began, "eval": now - trained}
+    return result, _timing(spec, seconds, steps, result["flops"], place) | exchanged
+
+
+def _timing(
+    spec: Trial,
+    seconds: dict[str, float],
+    steps: int,
+    flops_a_sample: float,
+    place: sharding.Placement | None,
+) -> dict[str, Any]:
+    """The columns of timing.parquet that follow from the seconds that `steps` steps took.
+
+    seconds: "all", of them "eval", and the "total" of training, of that "first" of its first step
+      (compiling) and "wait" for batches.
+    """
     learning = max(seconds["total"] - seconds["first"], 1e-9)
     speed = spec.training.batch * max(steps - 1, 0) / learning
     device, devices = jax.devices()[0].device_kind, 1 if place is None else place.mesh.size
     peak = flops.PEAK.get(device)
-    timing = {
+    return {
         "trial": spec.id,
-        "seconds_total": time.monotonic() - began,
+        "seconds_total": seconds["all"],
         "seconds_train": seconds["total"],
         "seconds_compile": seconds["first"],
-        "seconds_eval": time.monotonic() - trained,
+        "seconds_eval": seconds["eval"],
         "step_ms": 1e3 * learning / max(steps - 1, 1),
         "loader_wait_share": seconds["wait"] / max(seconds["total"], 1e-9),
         "samples_per_second": speed,
         # Of padded shapes, which the step computes; None where the device's peak is not known.
-        "mfu": result["flops"] * speed / (peak * devices) if peak else None,
+        "mfu": flops_a_sample * speed / (peak * devices) if peak else None,
         "device": device,
-        **exchanged,
     }
-    return result, timing
 
 
 def _claim(spec: Trial, log: event_log.EventLog, folder: pathlib.Path) -> None:
