@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from rankjax.data import columns, log_files
+from rankjax.data import columns, joined, log_files
 from rankjax.data import shards as shards_lib
 from rankjax.schema import Schema
 
@@ -308,7 +308,7 @@ class EventLog:
     fingerprint: dict[str, Any]
     info: dict[str, Any]
     event_start: np.ndarray
-    columns: dict[str, dict[str, np.ndarray]]
+    columns: dict[str, dict[str, np.ndarray | joined.Joined]]
 
     @classmethod
     def open(
@@ -365,7 +365,10 @@ class EventLog:
         return len(next(iter(self.columns[file].values())))
 
     def column(self, file: str, name: str) -> np.ndarray:
-        """A column, [n] or [n, M], a read-only contiguous view of the mapped file."""
+        """A column, [n] or [n, M], a read-only contiguous view of the mapped file.
+
+        Of several shards it is a `joined.Joined`, which reads like an array.
+        """
         found = self.columns[file]
         if name not in found:
             path = self.folder / f"{file}.arrow"
