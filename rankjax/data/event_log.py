@@ -340,8 +340,9 @@ class EventLog:
         fingerprint = record["fingerprint"]
         parts = shards_lib.parts(folder, record, shards)
         if shards is not None and len(parts) < len(record["shards"]):
-            said = f"{sorted(shards)} of {len(record['shards'])}"
-            fingerprint = {**fingerprint, "shards": said}
+            said = [f"{sorted(set(shards))} of {len(record['shards'])}"]
+            said += [fingerprint["shards"]] if "shards" in fingerprint else []
+            fingerprint = {**fingerprint, "shards": " of ".join(said)}
         read = functools.partial(_columns, schema=schema, verify=verify)
         views = {f: read(folder, f, record["files"]) for f in ("users", "items")}
         acts = {f: [read(p.folder, f, p.files) for p in parts] for f in (*SHARDED, "offsets")}

@@ -84,6 +84,9 @@ def test_a_subset_is_read_as_its_own_log_would_be(logs, tmp_path):
         config = samples.SampleConfig(organisation="request", history=7)
         of.append(loader.Batches(log, samples.build(log, config, "train"), batch_samples=8))
         assert log.fingerprint["shards"] == "[0, 2] of 3"
+    two = split.split(alone, tmp_path / "two", 2)
+    log = event_log.EventLog.open(two, shards=(1, 1))
+    assert log.fingerprint["shards"] == "[1] of 2 of [0, 2] of 3"
     for step in range(len(of[0])):
         jax.tree.map(np.testing.assert_array_equal, of[0][step], of[1][step])
 
