@@ -56,3 +56,14 @@ def saved_lines(home: pathlib.Path) -> list[str]:
     trained again from its start has others."""
     newest = max(int(p.name) for p in (home / "checkpoints").iterdir() if p.name.isdigit())
     return (home / "metrics.jsonl").read_text().splitlines()[:newest]
+
+
+def begun(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of a trial of the study that has learned from some batches."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        for lines in (folder / "trials").glob("*/metrics.jsonl"):
+            if lines.stat().st_size:
+                return lines.parent
+        time.sleep(0.02)
+    raise TimeoutError(f"{folder}: no trial began in {DEADLINE:.0f} s")

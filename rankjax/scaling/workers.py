@@ -207,6 +207,7 @@ def _worker(
     elif place is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place  # before jax looks for devices
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end, it saves, too
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's to the job, whose workers we may be
     said = {"trial": ""}
 
     def tell(*what: Any) -> None:
