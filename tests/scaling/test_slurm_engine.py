@@ -82,24 +82,26 @@ def test_with_a_job_killed_the_results_are_those_of_a_local_run(log, local, tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_end_is_queued_again_and_goes_on(tmp_path):
-    """The signal of a time limit. No checkpoint is due: the one it goes on from is the signal's."""
-    asked = trials.asked(tiny.log(tmp_path / "log", requests=1000, events=300), widths=(4,))
+@pytest.mark.parametrize("signals", [("SIGUSR2",), ("SIGTERM", "SIGUSR2")], ids="-".join)
+def test_a_job_that_is_told_to_end_is_queued_again_and_goes_on(tmp_path, signals):
+    """At a time limit, or preempted. No checkpoint is due: it goes on from the signal's."""
+    asked = trials.asked(tiny.log(tmp_path / "log", requests=500, events=300), widths=(4,))
     rarely = dataclasses.replace(asked.training, checkpoint_seconds=1e9, batch=1)
     asked = dataclasses.replace(asked, training=rarely)
     folder, seen = tmp_path / "study", {}
 
     def end():
         home = trials.begun(folder)
-        os.kill(parent(trials.holder(home / "lock")), signal.SIGUSR2)
-        deadline = time.monotonic() + trials.DEADLINE
-        while checkpoint.latest(home / "checkpoints") is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        job = parent(trials.holder(home / "lock"))
+        for which in signals:
+            os.kill(job, getattr(signal, which))
+            deadline = time.monotonic() + trials.DEADLINE
+            while checkpoint.latest(home / "checkpoints") is None and time.monotonic() < deadline:
+                time.sleep(0.01)
         seen["home"], seen["kept"] = home, trials.saved_lines(home)
 
     run_while(end, asked, folder)
-    text = "".join(p.read_text() for p in (folder / "slurm").glob("*/*_log.*"))
-    assert "Requeued job" in text
+    assert "Requeued job" in "".join(p.read_text() for p in folder.glob("slurm/*/*_log.*"))
     lines = (seen["home"] / "metrics.jsonl").read_text().splitlines()
     kept = seen["kept"]
     assert len(lines) > len(kept) > 0 and lines[: len(kept)] == kept
