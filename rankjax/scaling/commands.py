@@ -10,23 +10,29 @@ import tyro
 
 from rankjax import models, train
 from rankjax.data import event_log
-from rankjax.scaling import presets, report, study, workers
+from rankjax.scaling import engines, presets, report, study
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
+Where = Annotated[engines.Engine, tyro.conf.arg(name="")]
 Architectures = Literal[*models.MODELS]
 
 
 def study_quick(
-    folder: Folder = pathlib.Path("studies/quick"), workers: int | None = None, json: bool = False
+    folder: Folder = pathlib.Path("studies/quick"),
+    workers: int | None = None,
+    where: Where = engines.Engine(),  # noqa: B008
+    json: bool = False,
 ) -> None:
     """The quick study: three architectures and four ladders on world-small, in minutes.
 
     Args:
       folder: where the world, the trials and the report go.
-      workers: processes, by default one per core.
+      workers: processes, by default one per core; of Ray, trials at a time.
+      where: the engine that trains them.
       json: print JSON.
     """
-    _run(presets.quick(folder), folder, workers, json)
+    engines.check(where)  # before the world is made
+    _run(presets.quick(folder), folder, workers, where, json)
 
 
 def study_run(
@@ -44,6 +50,7 @@ def study_run(
     shards: tuple[int, ...] = (),
     sequence_windows: bool = False,
     workers: int | None = None,
+    where: Where = engines.Engine(),  # noqa: B008
     json: bool = False,
 ) -> None:
     """A scaling study on a prepared log: ladders along every axis, swept rates, fits, a report.
@@ -63,7 +70,8 @@ def study_run(
       shards: of a log in shards, the numbers of those to use; by default all.
       sequence_windows: window samples for sequence models, impressions for the others (for logs
         without requests); default: request samples for all.
-      workers: processes, by default one per core.
+      workers: processes, by default one per core; of Ray, trials at a time.
+      where: the engine that trains them.
       json: print JSON.
     """
     opened = event_log.EventLog.open(log, counters=counters, shards=shards or None)
@@ -81,11 +89,17 @@ def study_run(
         training=train.TrainConfig(batch=batch),
         command=" ".join(["rankjax", *sys.argv[1:]]),
     )
-    _run(asked, folder, workers, json)
+    _run(asked, folder, workers, where, json)
 
 
-def _run(asked: study.Study, folder: pathlib.Path, count: int | None, as_json: bool) -> None:
-    path = workers.run(asked, folder, workers=count)
+def _run(
+    asked: study.Study,
+    folder: pathlib.Path,
+    count: int | None,
+    where: engines.Engine,
+    as_json: bool,
+) -> None:
+    path = engines.run(asked, folder, where, count)
     show(path, as_json)
 
 

@@ -33,4 +33,7 @@ def claimed(home: pathlib.Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        # A network file system shows a folder as it was up to a minute ago, until it is written to.
+        with contextlib.suppress(OSError):
+            home.chmod(home.stat().st_mode)
         yield True

@@ -12,6 +12,7 @@ trial is claimed by a lock on its folder that the system frees when its holder d
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -82,15 +83,9 @@ class Study:
         )
 
     def trial(
-        self,
-        config: Any,
-        *,
-        rate: float,
-        table_rate: float,
-        std: float,
-        budget: int | None,
-        seed: int,
-    ) -> trial.Trial:
+        self, config: Any, *,
+        rate: float, table_rate: float, std: float, budget: int | None, seed: int,
+    ) -> trial.Trial:  # fmt: skip
         base = self.training
         optimizer = dataclasses.replace(base.optimizer, learning_rate=rate)
         tables = dataclasses.replace(base.tables, learning_rate=table_rate, init_std=std)
@@ -169,14 +164,8 @@ def _requests_of(
         for rate, table_rate, std in (
             (r, *table) if stage == "sweep" else (table[0], *r) for r in over
         ):
-            spec = study.trial(
-                config,
-                rate=rate,
-                table_rate=table_rate,
-                std=std,
-                budget=study.largest_budget,
-                seed=study.seeds[0],
-            )
+            same = {"budget": study.largest_budget, "seed": study.seeds[0]}
+            spec = study.trial(config, rate=rate, table_rate=table_rate, std=std, **same)
             found.append(Request(spec, stage, one, one.configs.index(config)))
             row = rows.get(spec.id)
             losses.append(None if row is None else _loss(row))
@@ -207,14 +196,8 @@ def _requests_of(
             rate = float(f"{float(rate):.6g}")  # the same trial id whatever the last bits
             for budget in study.budgets:
                 for seed in study.seeds:
-                    spec = study.trial(
-                        config,
-                        rate=rate,
-                        table_rate=table[0],
-                        std=table[1],
-                        budget=budget,
-                        seed=seed,
-                    )
+                    chosen = {"rate": rate, "table_rate": table[0], "std": table[1]}
+                    spec = study.trial(config, **chosen, budget=budget, seed=seed)
                     found.append(Request(spec, "final", one, size, chosen=True))
     return found, complete
 
@@ -357,25 +340,49 @@ def work(
     last: Any = None
     while not stop():
         rows, _ = load_rows(folder)
-        wanted, complete = requests(study, rows, params)
-        todo = {r.trial.id: r for r in sorted(wanted, key=lambda r: r.test) if missing(r, rows)}
+        todo, known, complete = left(study, rows, params)
         if not todo and complete:
             return write_tables(study, folder, params)[1]
         # What is compiled already first: seeds, rates and budgets share one program.
-        queue = sorted(todo.values(), key=lambda r: (r.trial.model != last, r.test))
-        for request in queue:
-            home = folder / "trials" / request.trial.id
-            with folders.claimed(home) as mine:
-                if mine and missing(request, load_rows(folder)[0]):
-                    if on_trial:
-                        on_trial(len(rows), len({r.trial.id for r in wanted}), request.trial.id)
-                    _finish(request, log, home, on_step)
-                    write_tables(study, folder, params)
-                    last = request.trial.model
-                    break
+        for request in sorted(todo.values(), key=lambda r: (r.trial.model != last, r.test)):
+            tell = on_trial and functools.partial(on_trial, len(rows), known)
+            if attempt(study, folder, request, log, params, tell, on_step):
+                last = request.trial.model
+                break
         else:
             time.sleep(0.5)
     return False
+
+
+def left(
+    study: Study, rows: Rows, params: Callable[[Any], int]
+) -> tuple[dict[str, Request], int, bool]:
+    """({id: trial still to be trained}, those of choices first; how many trials are known so far;
+    whether that is all of them)."""
+    wanted, complete = requests(study, rows, params)
+    todo = {r.trial.id: r for r in sorted(wanted, key=lambda r: r.test) if missing(r, rows)}
+    return todo, len({r.trial.id for r in wanted}), complete
+
+
+def attempt(
+    study: Study,
+    folder: pathlib.Path,
+    request: Request,
+    log: event_log.EventLog,
+    params: Callable[[Any], int],
+    on_trial: Callable[[str], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Trains one trial; False where another process has it, or has finished it."""
+    home = folder / "trials" / request.trial.id
+    with folders.claimed(home) as mine:
+        if not mine or not missing(request, load_rows(folder)[0]):
+            return False
+        if on_trial:
+            on_trial(request.trial.id)
+        _finish(request, log, home, on_step)
+        write_tables(study, folder, params)
+    return True
 
 
 def _finish(

@@ -4,14 +4,16 @@ On CPUs every worker is pinned to one core, so that a trial computes the same bi
 number of workers, and two small trials at once use two cores better than one trial does.
 """
 
+import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
-import queue
 import signal
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,34 +55,70 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
     Last the trees of baseline.py, on the largest budget; without scikit-learn, or where they cannot
     learn, a line says so and the report too.
 
-    Ctrl-C saves the running trials; calling `run` again goes on. workers: default one per CPU core
-    that this process may use, or one where jax finds an accelerator.
+    Ctrl-C saves the running trials; calling `run` again goes on. A worker that is killed costs the
+    steps of its trial since the last checkpoint: the others take the trial over. workers: default
+    one per CPU core that this process may use, or one where jax finds an accelerator.
 
     Raises:
       ValueError: the folder holds another study, or a file of the log is damaged.
-      Failed: a worker failed; its traceback is part of the message.
+      Failed: a worker failed; its traceback is part of the message. Or all of them were killed.
     """
     folder = pathlib.Path(folder)
-    # Once, here: a torn file would train silently.
-    event_log.EventLog.open(asked.log, verify=True, shards=asked.shards or None)
-    log = study.open_folder(asked, folder)
+    log = begin(asked, folder)
     cores: list[int | None] = sorted(os.sched_getaffinity(0))
     if jax.default_backend() != "cpu":
         cores = [None]
-    cores = cores[:workers] if workers else cores
+    codes = train(asked, folder, cores[:workers] if workers else cores)
+    return finish(asked, folder, log, f"workers ended with exit codes {codes}, expected 0")
+
+
+def begin(asked: study.Study, folder: pathlib.Path) -> event_log.EventLog:
+    """What every engine does first: the log is read once from end to end (a torn file would train
+    silently), and the folder made this study's. Raises ValueError, as `run` does."""
+    event_log.EventLog.open(asked.log, verify=True, shards=asked.shards or None)
+    return study.open_folder(asked, folder)
+
+
+def finish(
+    asked: study.Study, folder: pathlib.Path, log: event_log.EventLog, ended: str
+) -> pathlib.Path:
+    """What every engine does last: the tables, the trees and the report, whose path it returns.
+
+    Raises Failed where trials are missing; `ended`, how the training ended, is part of the message.
+    """
+    results, complete = study.write_tables(asked, folder, study.params_of(asked, log))
+    if not complete:
+        raise Failed(f"{folder}: the study is not complete: {ended}. Run it again to go on")
+    _add_trees(log, folder)
+    return write_report(folder, results)
+
+
+def train(
+    asked: study.Study, folder: pathlib.Path, places: Sequence[int | str | None]
+) -> list[int]:
+    """Worker processes, one a place, until none of them has anything left to do.
+
+    A place is the core that its worker is pinned to, or the number of the one GPU that it sees
+    (text, as in CUDA_VISIBLE_DEVICES), or None. Returns the exit codes, -9 of a worker that was
+    killed: the others have gone on with its trial. Where one fails (`Failed`, with its traceback),
+    or at Ctrl-C, all of them save their trials and end.
+    """
     os.environ |= {k: os.environ.get(k, v) for k, v in KEEP_MEMORY.items()}  # workers inherit it
     context = multiprocessing.get_context("spawn")
-    news = context.Queue()
-    processes = [
-        context.Process(target=_worker, args=(asked, folder, core, news, os.getpid()), daemon=True)
-        for core in cores
-    ]
-    for p in processes:
-        p.start()
+    processes, news = [], []
+    for place in places:
+        # A pipe each: of a queue that all share, a worker killed in the middle of a message would
+        # keep the lock, and the others could never end.
+        reader, writer = context.Pipe(duplex=False)
+        args = asked, folder, place, writer, os.getpid()
+        processes.append(context.Process(target=_worker, args=args, daemon=True))
+        processes[-1].start()
+        writer.close()  # the worker's end alone is open now
+        news.append(reader)
     try:
         _watch(processes, news)
-    except (KeyboardInterrupt, Failed):
-        for p in processes:  # each saves its trial; a terminal's Ctrl-C has reached it already
+    except BaseException:  # a terminal's Ctrl-C has reached the workers already
+        for p in processes:
             if p.is_alive():
                 os.kill(p.pid, signal.SIGINT)
         for p in processes:
@@ -90,11 +128,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
         for p in processes:
             p.join(timeout=5)
             p.kill()
-    results, complete = study.write_tables(asked, folder, study.params_of(asked, log))
-    if not complete:
-        raise Failed(f"{folder}: the workers stopped before the study was complete")
-    _add_trees(log, folder)
-    return write_report(folder, results)
+    return [p.exitcode for p in processes]
 
 
 def write_report(folder: pathlib.Path, results: pl.DataFrame | None = None) -> pathlib.Path:
@@ -161,58 +195,100 @@ def _add_trees(log: event_log.EventLog, folder: pathlib.Path) -> None:
             screen.print(f"trees not run: {error}", markup=False, soft_wrap=True)
 
 
-def _worker(asked: study.Study, folder: pathlib.Path, core: int | None, news: Any, parent: int):
-    if core is not None:
-        os.sched_setaffinity(0, {core})  # before jax starts its threads
+def _worker(
+    asked: study.Study,
+    folder: pathlib.Path,
+    place: int | str | None,
+    news: multiprocessing.connection.Connection,
+    parent: int,
+) -> None:
+    if isinstance(place, int):
+        os.sched_setaffinity(0, {place})  # before jax starts its threads
+    elif place is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place  # before jax looks for devices
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end, it saves, too
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's to the job, whose workers we may be
     said = {"trial": ""}
+
+    def tell(*what: Any) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more; the trial goes on
+            news.send(what)
 
     def on_trial(done: int, known: int, name: str) -> None:
         said["trial"] = name
-        news.put(("trial", core, name, done, known))
+        tell("trial", name, done, known)
 
     try:
         study.work(
             asked,
             folder,
             on_trial=on_trial,
-            on_step=lambda done, total: news.put(("step", core, said["trial"], done, total)),
+            on_step=lambda done, total: tell("step", said["trial"], done, total),
             stop=lambda: os.getppid() != parent,
         )
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
-        news.put(("failed", core, traceback.format_exc(), 0, 0))
+        tell("failed", traceback.format_exc(), 0, 0)
         sys.exit(1)
 
 
-def _watch(processes: list, news: Any) -> None:
-    """Draws progress until every worker has ended; raises if one failed."""
+@contextlib.contextmanager
+def progress() -> Iterator[rich.progress.Progress]:
+    """Bars on stderr, as stdout is the result's; lines only where it is no terminal."""
     columns = (
         rich.progress.TextColumn("{task.description:<40}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeElapsedColumn(),
     )
-    screen = rich.console.Console(stderr=True)  # stdout is the result's
+    screen = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=screen, disable=not screen.is_terminal) as bars:
+        yield bars
+
+
+def say(bars: rich.progress.Progress, text: str) -> None:
+    """A line above the bars."""
+    bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _watch(processes: list, news: list[multiprocessing.connection.Connection]) -> None:
+    """Draws progress until every worker has ended; raises if one failed."""
+    with progress() as bars:
         whole = bars.add_task("trials", total=None)
-        bar: dict[Any, Any] = {}
-        while True:
-            alive = any(p.is_alive() for p in processes)  # asked first: last words are still read
-            try:
-                kind, core, text, done, total = news.get(timeout=0.5)
-            except queue.Empty:
-                if not alive:
-                    break
+        bar: dict[int, Any] = {}
+        for number, said in _heard(processes, news):
+            if said is None:
+                if code := processes[number].exitcode:
+                    say(bars, f"worker {number} ended with exit code {code}, expected 0")
                 continue
+            kind, text, done, total = said
             if kind == "failed":
                 raise Failed(f"a worker failed:\n{text}")
             if kind == "trial":
                 bars.update(whole, completed=done, total=total)
-            if core not in bar:
-                bar[core] = bars.add_task(text)
+            if number not in bar:
+                bar[number] = bars.add_task(text)
             step = {"completed": done, "total": total} if kind == "step" else {"completed": 0}
-            bars.update(bar[core], description=text, **step)
-    codes = [p.exitcode for p in processes]
-    if any(codes):
-        raise Failed(f"workers ended with exit codes {codes}, expected 0")
+            bars.update(bar[number], description=text, **step)
+
+
+def _heard(
+    processes: list, news: list[multiprocessing.connection.Connection]
+) -> Iterator[tuple[int, tuple | None]]:
+    """(number of a worker, what it said) as it comes; None once for each that has ended."""
+    speaking = dict(enumerate(news))
+    while speaking:
+        alive = {n for n in speaking if processes[n].is_alive()}  # asked first: last words are read
+        ready = multiprocessing.connection.wait(list(speaking.values()), timeout=0.5)
+        for number, reader in list(speaking.items()):
+            said = None
+            if reader in ready:
+                with contextlib.suppress(EOFError, OSError):  # its end; or killed within a message
+                    said = reader.recv()
+            elif number in alive:
+                continue
+            if said is None:
+                del speaking[number]
+                processes[number].join()
+            yield number, said

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-import queue
+import multiprocessing
+import os
+import signal
 import sys
 
 import polars as pl
@@ -12,7 +14,7 @@ from rankjax import baseline, embedding, train
 from rankjax.data import event_log
 from rankjax.models import dlrm
 from rankjax.scaling import ladder, study, workers
-from tests import tiny
+from tests import tiny, trials
 from tests.references import study_results
 
 
@@ -55,6 +57,30 @@ def test_a_failing_worker_is_told_with_its_traceback(asked, tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)a worker failed:\nTraceback.*ValueError.*window"):
         workers.run(broken, tmp_path, workers=2)
     assert not (tmp_path / "report.html").exists()
+
+
+def _run(study_of, folder):
+    workers.run(study_of, folder, workers=2)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_last_steps_only(asked, tmp_path):
+    """One of two is killed in the middle of a trial: the other takes the trial over."""
+    study_of = trials.asked(asked.log)
+    whole = workers.run(study_of, tmp_path / "whole", workers=2).parent
+    process = multiprocessing.get_context("spawn").Process(
+        target=_run, args=(study_of, tmp_path / "killed")
+    )
+    process.start()
+    home, pid = trials.in_the_middle(tmp_path / "killed")
+    os.kill(pid, signal.SIGKILL)
+    kept = trials.saved_lines(home)
+    process.join(timeout=trials.DEADLINE)
+    assert process.exitcode == 0 and (tmp_path / "killed" / "report.html").exists()
+    lines = (home / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) > len(kept) > 0 and lines[: len(kept)] == kept
+    results = [(x / "results.parquet").read_bytes() for x in (whole, tmp_path / "killed")]
+    assert results[0] == results[1]
 
 
 def test_another_study_in_the_folder_starts_no_worker(asked, tmp_path):
@@ -120,26 +146,32 @@ def test_the_report_of_a_folder_shows_its_trees(tmp_path):
 
 
 class Ended:
-    """A worker that has ended."""
+    """A worker that has ended after it said something."""
 
-    def __init__(self, exitcode):
+    def __init__(self, exitcode, *said):
         self.exitcode = exitcode
+        self.reader, writer = multiprocessing.Pipe(duplex=False)
+        for what in said:
+            writer.send(what)
+        writer.close()
 
     def is_alive(self):
         return False
 
+    def join(self):
+        pass
+
+
+def watch(*ended):
+    workers._watch(list(ended), [x.reader for x in ended])
+
 
 def test_news_of_workers_that_have_ended_are_read():
-    news = queue.Queue()
-    news.put(("trial", 0, "dlrm_mlp-1", 0, 1))
-    news.put(("step", 0, "dlrm_mlp-1", 5, 10))
-    workers._watch([Ended(0)], news)
-    assert news.empty()
-    news.put(("failed", 0, "Traceback of the worker", 0, 0))
+    watch(Ended(0, ("trial", "dlrm_mlp-1", 0, 1), ("step", "dlrm_mlp-1", 5, 10)))
     with pytest.raises(RuntimeError, match="Traceback of the worker"):
-        workers._watch([Ended(1)], news)
+        watch(Ended(0), Ended(1, ("failed", "Traceback of the worker", 0, 0)))
 
 
-def test_a_worker_killed_from_outside_is_told():
-    with pytest.raises(RuntimeError, match=r"exit codes \[0, -9\]"):
-        workers._watch([Ended(0), Ended(-9)], queue.Queue())
+def test_a_worker_killed_from_outside_is_told(capsys):
+    watch(Ended(0), Ended(-9))
+    assert capsys.readouterr().err == "worker 1 ended with exit code -9, expected 0\n"
