@@ -1,32 +1,41 @@
 """`rankjax study`: what is asked on the command line, run, and shown."""
 
+import dataclasses
 import json as json_text
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import rich
 import tyro
 
 from rankjax import models, train
 from rankjax.data import event_log
-from rankjax.scaling import presets, report, study, workers
+from rankjax.scaling import budget, estimate, presets, report, study, workers
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
 Architectures = Literal[*models.MODELS]
+Spending = Annotated[budget.Spending, tyro.conf.arg(name="")]
 
 
 def study_quick(
-    folder: Folder = pathlib.Path("studies/quick"), workers: int | None = None, json: bool = False
+    folder: Folder = pathlib.Path("studies/quick"),
+    workers: int | None = None,
+    spending: Spending = budget.Spending(),  # noqa: B008
+    json: bool = False,
 ) -> None:
     """The quick study: three architectures and four ladders on world-small, in minutes.
 
     Args:
       folder: where the world, the trials and the report go.
       workers: processes, by default one per core.
+      spending: what it may take.
       json: print JSON.
     """
-    _run(presets.quick(folder), folder, workers, json)
+    asked = presets.quick(folder)
+    if spending.limited:
+        asked = dataclasses.replace(asked, command=_command())
+    _run(asked, folder, workers, spending, json)
 
 
 def study_run(
@@ -44,6 +53,7 @@ def study_run(
     shards: tuple[int, ...] = (),
     sequence_windows: bool = False,
     workers: int | None = None,
+    spending: Spending = budget.Spending(),  # noqa: B008
     json: bool = False,
 ) -> None:
     """A scaling study on a prepared log: ladders along every axis, swept rates, fits, a report.
@@ -64,6 +74,7 @@ def study_run(
       sequence_windows: window samples for sequence models, impressions for the others (for logs
         without requests); default: request samples for all.
       workers: processes, by default one per core.
+      spending: what it may take.
       json: print JSON.
     """
     opened = event_log.EventLog.open(log, counters=counters, shards=shards or None)
@@ -79,14 +90,39 @@ def study_run(
         table_rates=table_rates,
         embedding_stds=embedding_stds,
         training=train.TrainConfig(batch=batch),
-        command=" ".join(["rankjax", *sys.argv[1:]]),
+        command=_command(),
     )
-    _run(asked, folder, workers, json)
+    _run(asked, folder, workers, spending, json)
 
 
-def _run(asked: study.Study, folder: pathlib.Path, count: int | None, as_json: bool) -> None:
+def _command() -> str:
+    return " ".join(["rankjax", *sys.argv[1:]])
+
+
+def _run(
+    asked: study.Study,
+    folder: pathlib.Path,
+    count: int | None,
+    spending: budget.Spending,
+    as_json: bool,
+) -> None:
+    if spending.dry_run or spending.limited:
+        asked, bill = budget.prepare(asked, folder, spending, count=count)
+        if spending.dry_run:
+            show_bill(bill, as_json)
+            return
+        for line in bill["does_not_fit"]:
+            print(f"study: {line}", file=sys.stderr)
     path = workers.run(asked, folder, workers=count)
     show(path, as_json)
+
+
+def show_bill(bill: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json_text.dumps(bill))
+        return
+    for part in estimate.tables(bill):
+        rich.print(part)
 
 
 def show(path: pathlib.Path, as_json: bool) -> None:

@@ -64,10 +64,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
     # Once, here: a torn file would train silently.
     event_log.EventLog.open(asked.log, verify=True, shards=asked.shards or None)
     log = study.open_folder(asked, folder)
-    cores: list[int | None] = sorted(os.sched_getaffinity(0))
-    if jax.default_backend() != "cpu":
-        cores = [None]
-    cores = cores[:workers] if workers else cores
+    cores = places(workers)
     os.environ |= {k: os.environ.get(k, v) for k, v in KEEP_MEMORY.items()}  # workers inherit it
     context = multiprocessing.get_context("spawn")
     news = context.Queue()
@@ -95,6 +92,14 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
         raise Failed(f"{folder}: the workers stopped before the study was complete")
     _add_trees(log, folder)
     return write_report(folder, results)
+
+
+def places(workers: int | None) -> list[int | None]:
+    """The core of each worker on this machine, or None for the one that has its accelerator."""
+    cores: list[int | None] = sorted(os.sched_getaffinity(0))
+    if jax.default_backend() != "cpu":
+        cores = [None]
+    return cores[:workers] if workers else cores
 
 
 def write_report(folder: pathlib.Path, results: pl.DataFrame | None = None) -> pathlib.Path:
