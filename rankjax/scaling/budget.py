@@ -107,14 +107,20 @@ def _cost(bill: estimate.Estimate, one: ladder.Ladder, what: str) -> float:
 def _too_little(spending: Spending, bill: estimate.Estimate) -> str:
     wanted = {"--max-flops": spending.max_flops, "--max-hours": spending.max_hours}
     wanted = " ".join(f"{flag} {x:g}" for flag, x in wanted.items() if x is not None)
-    least = f"{bill.flops:.3g} FLOPs"
+    least = f"{_rounded_up(bill.flops)} FLOPs"
     if spending.max_hours is not None:
-        least += f", about {bill.hours:.3g} hours on {bill.workers} worker(s)"
+        least += f", about {_rounded_up(bill.hours)} hours on {bill.workers} worker(s)"
     return (
         f"study: found {wanted}, but with {LEAST} sizes in every ladder, the fewest that can be "
         f"fitted, it takes {least}; expected at least that, or fewer architectures, ladders, data "
         "budgets, seeds or rates"
     )
+
+
+def _rounded_up(value: float) -> str:
+    """Four digits, of a budget that is enough."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3) if value else 1.0
+    return f"{math.ceil(value / unit) * unit:.4g}"
 
 
 def kept(asked: study.Study, folder: pathlib.Path) -> tuple[study.Study, bool]:

@@ -55,9 +55,9 @@ def jobs(asked: study.Study, rows: study.Rows, params: Callable[[Any], int]) -> 
     for wave in itertools.count():
         wanted, _ = study.requests(asked, made, params)
         todo: dict[str, study.Request] = {}
-        for r in sorted(wanted, key=lambda r: r.test):
+        for r in sorted(wanted, key=lambda r: not r.test):
             if study.missing(r, made):
-                todo[r.trial.id] = r
+                todo.setdefault(r.trial.id, r)
         if not todo:
             break
         for name, r in todo.items():
