@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import rankjax
+from rankjax import memory
 
 PROBLEM, WARNING, NOTE = "problem", "warning", "note"
 GIB = 2**30
@@ -72,7 +73,7 @@ def _finding(found: list[dict[str, str]], status: str, what: str, advice: str) -
 
 def machine(folder: pathlib.Path, found: list[dict[str, str]]) -> dict[str, Any]:
     """Cores, memory and disk that this process may use; None where the system does not say."""
-    total, available = _memory()
+    total, available = (None if x is None else x / GIB for x in memory.of_machine())
     shared = _free("/dev/shm")
     facts = {
         "system": platform.platform(),
@@ -102,24 +103,8 @@ def _cores() -> float:
     """Cores that this process may use: affinity and the container's quota, whichever is less."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    quota, _, period = memory.read("/sys/fs/cgroup/cpu.max").partition(" ")
     return min(cores, int(quota) / int(period)) if quota.isdigit() else cores
-
-
-def _memory() -> tuple[float | None, float | None]:
-    """GiB of memory: all (or the container's limit), and available now."""
-    lines = (line.split() for line in _read("/proc/meminfo").splitlines())
-    kib = {words[0]: int(words[1]) for words in lines if len(words) > 1}
-    total, available = (
-        kib[key] * 1024 / GIB if key in kib else None for key in ("MemTotal:", "MemAvailable:")
-    )
-    limit = _read("/sys/fs/cgroup/memory.max")
-    if total is not None and limit.isdigit():
-        total = min(total, int(limit) / GIB)
-        used = _read("/sys/fs/cgroup/memory.current")
-        if available is not None and used.isdigit():
-            available = min(available, max(0.0, (int(limit) - int(used)) / GIB))
-    return total, available
 
 
 def _free(folder: str | pathlib.Path) -> float | None:
@@ -128,13 +113,6 @@ def _free(folder: str | pathlib.Path) -> float | None:
         return shutil.disk_usage(folder).free / GIB
     except OSError:
         return None
-
-
-def _read(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _nvidia() -> list[str]:

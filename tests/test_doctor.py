@@ -8,7 +8,7 @@ import pytest
 import rich.console
 from packaging.requirements import Requirement
 
-from rankjax import doctor
+from rankjax import doctor, memory
 
 JAX = {"backend": "cpu", "devices": ["cpu:0 cpu"], "x64": False, "computes": True, "messages": []}
 
@@ -111,7 +111,7 @@ def test_unmet_follows_extras(monkeypatch):
 
 
 def test_scarce_machine(quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_memory", lambda: (4.0, 0.5))
+    monkeypatch.setattr(memory, "of_machine", lambda: (4 * doctor.GIB, doctor.GIB // 2))
     monkeypatch.setattr(doctor, "_free", lambda folder: 0.0625)
     said = words(doctor.run(tmp_path))
     assert "0.5 GiB of memory" in said and "64 MiB of shared memory" in said

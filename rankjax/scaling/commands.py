@@ -1,26 +1,29 @@
 """`rankjax study`: what is asked on the command line, run, and shown."""
 
+import dataclasses
 import json as json_text
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import rich
 import tyro
 
 from rankjax import models, train
 from rankjax.data import event_log
-from rankjax.scaling import engines, presets, report, study
+from rankjax.scaling import budget, engines, estimate, presets, report, study
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
 Where = Annotated[engines.Engine, tyro.conf.arg(name="")]
 Architectures = Literal[*models.MODELS]
+Spending = Annotated[budget.Spending, tyro.conf.arg(name="")]
 
 
 def study_quick(
     folder: Folder = pathlib.Path("studies/quick"),
     workers: int | None = None,
     where: Where = engines.Engine(),  # noqa: B008
+    spending: Spending = budget.Spending(),  # noqa: B008
     json: bool = False,
 ) -> None:
     """The quick study: three architectures and four ladders on world-small, in minutes.
@@ -29,10 +32,14 @@ def study_quick(
       folder: where the world, the trials and the report go.
       workers: processes, by default one per core; of Ray, trials at a time.
       where: the engine that trains them.
+      spending: what it may take.
       json: print JSON.
     """
     engines.check(where)  # before the world is made
-    _run(presets.quick(folder), folder, workers, where, json)
+    asked = presets.quick(folder)
+    if spending.limited:
+        asked = dataclasses.replace(asked, command=_command())
+    _run(asked, folder, workers, where, spending, json)
 
 
 def study_run(
@@ -51,6 +58,7 @@ def study_run(
     sequence_windows: bool = False,
     workers: int | None = None,
     where: Where = engines.Engine(),  # noqa: B008
+    spending: Spending = budget.Spending(),  # noqa: B008
     json: bool = False,
 ) -> None:
     """A scaling study on a prepared log: ladders along every axis, swept rates, fits, a report.
@@ -72,6 +80,7 @@ def study_run(
         without requests); default: request samples for all.
       workers: processes, by default one per core; of Ray, trials at a time.
       where: the engine that trains them.
+      spending: what it may take.
       json: print JSON.
     """
     opened = event_log.EventLog.open(log, counters=counters, shards=shards or None)
@@ -87,9 +96,13 @@ def study_run(
         table_rates=table_rates,
         embedding_stds=embedding_stds,
         training=train.TrainConfig(batch=batch),
-        command=" ".join(["rankjax", *sys.argv[1:]]),
+        command=_command(),
     )
-    _run(asked, folder, workers, where, json)
+    _run(asked, folder, workers, where, spending, json)
+
+
+def _command() -> str:
+    return " ".join(["rankjax", *sys.argv[1:]])
 
 
 def _run(
@@ -97,10 +110,26 @@ def _run(
     folder: pathlib.Path,
     count: int | None,
     where: engines.Engine,
+    spending: budget.Spending,
     as_json: bool,
 ) -> None:
+    if spending.dry_run or spending.limited:
+        asked, bill = budget.prepare(asked, folder, spending, count=count, engine=where.engine)
+        if spending.dry_run:
+            show_bill(bill, as_json)
+            return
+        for line in bill["does_not_fit"]:
+            print(f"study: {line}", file=sys.stderr)
     path = engines.run(asked, folder, where, count)
     show(path, as_json)
+
+
+def show_bill(bill: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json_text.dumps(bill))
+        return
+    for part in estimate.tables(bill):
+        rich.print(part)
 
 
 def show(path: pathlib.Path, as_json: bool) -> None:

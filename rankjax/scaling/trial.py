@@ -54,7 +54,7 @@ class Trial:
 
 
 @functools.lru_cache(maxsize=4)
-def _samples(
+def samples_of(
     log: event_log.EventLog, config: samples.SampleConfig, span: str, newest: int | None
 ) -> samples.Samples:
     """Trials of one process share the sample pointers, which take seconds to build."""
@@ -78,7 +78,7 @@ def run(
     Raises ValueError where the folder holds another trial.
     """
     began = time.monotonic()
-    train_samples = _samples(log, spec.samples, "train", spec.budget)
+    train_samples = samples_of(log, spec.samples, "train", spec.budget)
     result = {"trial": spec.id, "architecture": spec.architecture, "seed": spec.training.seed}
     epoch = train.batches(log, spec.training, train_samples)
     result |= sizes.columns(spec.model, spec.training, log.schema, epoch)
@@ -178,7 +178,7 @@ def score_span(
 ) -> evaluate.Scored:
     """Held-out predictions of a trained state for every impression of a span."""
     prog = train.program(spec.model, log.schema, spec.training, place, compute)
-    held_out = _samples(log, spec.samples, span, None)
+    held_out = samples_of(log, spec.samples, span, None)
     in_time = dataclasses.replace(spec.training, order="time")
     batches = train.batches(log, in_time, held_out, place)
     score = functools.partial(prog.score, state.params, state.tables)
@@ -193,7 +193,7 @@ def restore(
     compute: stack.Compute = stack.PLAIN,
 ) -> train.State:
     """The trained state that `run` left in the trial's folder, whatever mesh it trained on."""
-    train_samples = _samples(log, spec.samples, "train", spec.budget)
+    train_samples = samples_of(log, spec.samples, "train", spec.budget)
     batch = train.batches(log, spec.training, train_samples, place)[0]
     like = train.init(spec.model, log.schema, spec.training, batch, place, compute)
     rows = dict(embedding.plan(log.schema, spec.training.tables).arrays)

@@ -65,10 +65,7 @@ def run(asked: study.Study, folder: pathlib.Path, *, workers: int | None = None)
     """
     folder = pathlib.Path(folder)
     log = begin(asked, folder)
-    cores: list[int | None] = sorted(os.sched_getaffinity(0))
-    if jax.default_backend() != "cpu":
-        cores = [None]
-    codes = train(asked, folder, cores[:workers] if workers else cores)
+    codes = train(asked, folder, places(workers))
     return finish(asked, folder, log, f"workers ended with exit codes {codes}, expected 0")
 
 
@@ -129,6 +126,14 @@ def train(
             p.join(timeout=5)
             p.kill()
     return [p.exitcode for p in processes]
+
+
+def places(workers: int | None) -> list[int | None]:
+    """The core of each worker on this machine, or None for the one that has its accelerator."""
+    cores: list[int | None] = sorted(os.sched_getaffinity(0))
+    if jax.default_backend() != "cpu":
+        cores = [None]
+    return cores[:workers] if workers else cores
 
 
 def write_report(folder: pathlib.Path, results: pl.DataFrame | None = None) -> pathlib.Path:
