@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -244,11 +245,14 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["Stop"]:
-        """Alone, a signal does what it always does."""
-        if alone():
-            yield self
-            return
-        before = {s: signal.signal(s, self._wish) for s in (signal.SIGINT, signal.SIGTERM)}
+        """Alone, Ctrl-C does what it always does, and SIGTERM the same: who is inside saves."""
+        handlers: dict[int, Any] = {}
+        if not alone():
+            handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._wish)
+        # What others have set (a scheduler's library) stays; a thread cannot set anything.
+        elif _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            handlers = {signal.SIGTERM: signal.default_int_handler}
+        before = {which: signal.signal(which, handler) for which, handler in handlers.items()}
         try:
             yield self
         finally:
@@ -259,6 +263,10 @@ class Stop:
         if self.wished:
             raise KeyboardInterrupt("asked to stop a second time")
         self.wished = True
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class Watch:

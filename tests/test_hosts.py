@@ -1,10 +1,12 @@
 """Several processes on one machine train as one, and say which of them failed."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -253,6 +255,26 @@ def test_a_lone_process_asks_nobody():
     assert hosts.gathered(x)[0] is x
     with hosts.Stop().listening() as stop:
         assert not stop.wished
+
+
+def test_a_lone_process_takes_sigterm_as_ctrl_c_and_leaves_others_handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), hosts.Stop().listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        met = []
+        signal.signal(signal.SIGTERM, lambda *_: met.append(1))
+        with hosts.Stop().listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert met == [1]
+        # A thread may not set a handler, and need not.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            pool.submit(lambda: hosts.Stop().listening().__enter__()).result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail():

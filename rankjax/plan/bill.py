@@ -1,7 +1,8 @@
 """What a training step costs on a target: memory, time and money, and what to do if it is too much.
 
 Memory is what the compiler reserves. Time is a bound: the longest of what arithmetic, memory and
-network take at their published peaks; a real step takes longer.
+network take at their published peaks; a real step takes longer. Beside it stands what the compiler
+itself expects, where it says so.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax
 from rankjax import sharding, step
 from rankjax.layers import stack
 from rankjax.plan import compiled, targets
+from rankjax.scaling import sizes
 from rankjax.schema import Schema
 
 LANES = 128  # of a TPU's tile: a narrower row is filled up where rows are looked up
@@ -25,6 +27,7 @@ class Ask:
 
     rows: requests of the whole batch, one a row; history S; candidates C.
     price: of a device for an hour, in any currency; None = no cost.
+    Raises ValueError for rows, history or candidates below 1, and a negative price.
     """
 
     model: Any
@@ -37,21 +40,29 @@ class Ask:
     training: step.TrainConfig = step.TrainConfig()
     price: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("rows", "history", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"plan: found {name} {getattr(self, name)}, expected >= 1")
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise ValueError(f"plan: found price {self.price}, expected >= 0")
+
 
 def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
     """The bill of a step on a target; all figures of one device, unless they say otherwise.
 
-    Raises ValueError for a mesh that the devices do not make, or rows that they cannot share.
+    Raises ValueError for a mesh that the devices do not make, rows that they cannot share, and a
+    step that the target's compiler refuses for another reason than its memory.
     """
     count = len(target.devices)
-    place = None
-    if count > 1:
-        place = sharding.placement(ask.mesh, target.devices)
-        if ask.rows % count:
-            raise ValueError(
-                f"plan: {ask.rows} rows on the {count} devices of {target.name}, expected a "
-                f"multiple, as {math.ceil(ask.rows / count) * count}"
-            )
+    place = sharding.placement(ask.mesh, target.devices)
+    if ask.rows % count:
+        raise ValueError(
+            f"plan: {ask.rows} rows on the {count} devices of {target.name}, expected a "
+            f"multiple, as {math.ceil(ask.rows / count) * count}"
+        )
+    if count == 1:
+        place = None
     shapes = compiled.batch(ask.schema, ask.rows, ask.history, ask.candidates)
     state, batch = compiled.arguments(ask.model, ask.training, shapes, place, ask.compute)
     lowered = compiled.lowered(
@@ -79,12 +90,25 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
         "temporary_bytes": found["temporary_bytes"],
         "memory_bytes": memory,
         "fits": target.chip is None or ("refused" not in found and memory <= target.chip.memory),
-        "flops": found["flops"],
-        "bytes": found["bytes"],
+        **_arithmetic(found, ask, count),
         "collectives": found["collectives"],
         **({"compiler": found["refused"]} if "refused" in found else {}),
     }
-    return bill | _time(bill, ask, target) | {"advice": advice(bill, ask, target)}
+    times = _time(bill, found["seconds"], ask, target)
+    return bill | times | {"advice": advice(bill, ask, target)}
+
+
+def _arithmetic(found: dict[str, Any], ask: Ask, devices: int) -> dict[str, Any]:
+    """FLOPs and bytes as the compiler counts them; of one that does not, FLOPs by rankjax's count.
+
+    Then three forward passes, look-up and optimizer left out, and nothing of bytes.
+    """
+    if found["flops"] or "refused" in found:
+        return {"flops": found["flops"], "bytes": found["bytes"]}
+    width = ask.training.tables.width
+    args = ask.model, ask.schema, width, True, ask.history, ask.candidates
+    forward = sizes.forward_count(*args).total
+    return {"flops": 3.0 * forward * ask.rows / devices, "flops_counted_by": "rankjax"}
 
 
 def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
@@ -95,9 +119,11 @@ def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
         text = str(error)
         asked = re.search(r"required[^(]*\(([\d.]+)([KMGT])\)", text)
         if "RESOURCE_EXHAUSTED" not in text or asked is None:
-            raise
+            raise ValueError(
+                f"plan: the target's compiler refuses the step: {text.splitlines()[0]}"
+            ) from error
         size = float(asked.group(1)) * 1024 ** (1 + "KMGT".index(asked.group(2)))
-        none = {"flops": 0.0, "bytes": 0.0, "argument_bytes": 0, "collectives": {}}
+        none = {"flops": 0.0, "bytes": 0.0, "seconds": 0.0, "argument_bytes": 0, "collectives": {}}
         return none | {"temporary_bytes": int(size), "refused": text.splitlines()[0]}
 
 
@@ -111,26 +137,33 @@ def _bytes(tree: Any) -> int:
     return sum(map(one, jax.tree.leaves(tree)))
 
 
-def _time(bill: dict[str, Any], ask: Ask, target: targets.Target) -> dict[str, Any]:
-    """Seconds at the published peaks, and what follows; nothing for CPUs."""
+def _time(
+    bill: dict[str, Any], by_compiler: float, ask: Ask, target: targets.Target
+) -> dict[str, Any]:
+    """Seconds at the published peaks, and what follows; nothing for CPUs.
+
+    by_compiler: the seconds that the compiler expects. They stand there only where they are no
+    less than what arithmetic and memory take; else it did not know the time of something.
+    """
     chip = target.chip
     if chip is None or not bill["flops"]:
         return {}
-    parts = {
-        "arithmetic": bill["flops"] / chip.peak,
-        "memory": bill["bytes"] / chip.bandwidth,
-        "network": sum(bill["collectives"].values()) / chip.network,
-    }
+    parts = {"arithmetic": bill["flops"] / chip.peak}
+    if "bytes" in bill:
+        parts["memory"] = bill["bytes"] / chip.bandwidth
+    known = by_compiler > 0 and by_compiler >= max(parts.values())
+    parts["network"] = sum(bill["collectives"].values()) / chip.network
     limit = max(parts, key=parts.__getitem__)
     seconds = parts[limit]
     found = {
         "memory_share": bill["memory_bytes"] / chip.memory,
         "seconds_at_least": parts,
+        **({"seconds_by_compiler": by_compiler} if known else {}),
         "limit": limit,
         "requests_per_second_at_most": ask.rows / seconds,
     }
     # XLA counts the arithmetic of a loop once: of scanned layers less than there is.
-    if not ask.compute.scan:
+    if not ask.compute.scan or "flops_counted_by" in bill:
         found["mfu_at_most"] = parts["arithmetic"] / seconds
     if ask.price is not None:
         hours = 1e9 * seconds / ask.rows / 3600

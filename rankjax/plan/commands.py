@@ -50,7 +50,11 @@ def plan(
       sweep_rows: batch sizes to compare; by default `rows`.
       html: of a sweep, also a figure in this file.
       json: print JSON.
+
+    Raises ValueError, before anything is compiled, for what is unknown or cannot be planned.
     """
+    if html is not None and not sweep:
+        raise ValueError(f"plan: found html {html} without sweep, expected both: it draws a sweep")
     config, _ = catalogue.find(model)
     config, note = catalogue.fitting(config)
     fields = dataclasses.asdict(config)
@@ -58,13 +62,13 @@ def plan(
     if "tasks" in fields:
         config = dataclasses.replace(config, tasks=len(schema.tasks))
     found = targets.find(target)
-    length = history or fields.get("history") or 50
+    length = (fields.get("history") or 50) if history is None else history
     if history is not None and "history" in fields:
         config = dataclasses.replace(config, history=history)
     ask = bill.Ask(
         model=config,
         schema=schema,
-        rows=rows or 32 * len(found.devices),
+        rows=32 * len(found.devices) if rows is None else rows,
         history=length,
         candidates=candidates,
         mesh=mesh,

@@ -104,15 +104,18 @@ def _placed(x: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 
 
 def figures(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Of one device: "flops", "bytes", "argument_bytes", "temporary_bytes", "collectives".
+    """Of one device, by the compiler.
 
-    FLOPs, and bytes read and written, by XLA's own count, which leaves out what it does not know
-    (sorts, kernels written by hand); 0 where a compiler does not count. collectives: {kind: bytes}.
+    "flops" and "bytes" (read and written): by XLA's own count, which leaves out what it does not
+    know (sorts, kernels written by hand); 0 where a compiler does not count. "seconds": what it
+    expects, less 1 for everything whose time it does not know; 0 where it says nothing.
+    "argument_bytes", "temporary_bytes"; "collectives": {kind: bytes}.
     """
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return {
         "flops": float(costs.get("flops", 0)),
         "bytes": float(costs.get("bytes accessed", 0)),
+        "seconds": float(costs.get("optimal_seconds", 0)),
         "argument_bytes": int(memory.argument_size_in_bytes),
         "temporary_bytes": int(memory.temp_size_in_bytes),
         "collectives": collectives(compiled.as_text()),
@@ -137,9 +140,11 @@ def collectives(text: str) -> dict[str, int]:
             if chain and chain.group(1) in chains:
                 continue
             chains |= {chain.group(1)} if chain else set()
+            # (what goes in, what comes out, ...); only of an all-reduce some compilers say no more
+            # than what comes out.
+            if start and shape.startswith("((" if kind == "all-reduce" else "("):
+                shape = _parts(shape)[1]
             sizes = [_bytes(*x) for x in re.findall(r"(\w+)\[([\d,]*)\]", shape)]
-            if start and kind != "all-reduce":  # (what goes in, what comes out, ...)
-                sizes = [max(sizes)]
             together = _group(rest)
             if together > 1:
                 scattered = together if kind == "reduce-scatter" else 1
@@ -186,6 +191,18 @@ def _limit(condition: str) -> int:
         return 1
     constant = re.search(rf"%?{re.escape(below.group(1))} = \S+ constant\((\d+)\)", condition)
     return int(constant.group(1)) if constant else 1
+
+
+def _parts(shape: str) -> list[str]:
+    """The shapes in a tuple's: "(f32[2], (s32[], pred[3]))" -> ["f32[2]", "(s32[], pred[3])"]."""
+    found, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [part.strip() for part in found]
 
 
 def _bytes(dtype: str, dims: str) -> int:

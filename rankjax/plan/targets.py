@@ -40,6 +40,7 @@ CHIPS = {
     "h200": Chip(kind="NVIDIA H200", peak=989e12, memory=141e9, bandwidth=4.8e12, network=450e9),
 }
 TPUS = ("v4", "v5e", "v5p", "v6e")
+HOST = 8  # cards of a host, which NVLink joins
 # Of an H200, as its compiler wants to know it (a GpuTargetConfig in protobuf text).
 H200 = """
 gpu_device_info {
@@ -117,12 +118,15 @@ def _tpus(name: str, size: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # whatever libtpu says of a topology that there is not
-        raise ValueError(f"plan: {name}: libtpu knows no such slice ({error})") from error
+        said = str(error).splitlines()[0]
+        raise ValueError(f"plan: {name}: libtpu knows no such slice ({said})") from error
 
 
 def _cards(name: str, size: str) -> Sequence[jax.Device]:
-    if not size.isdigit():
-        raise ValueError(f"plan: found target {name!r}, expected h200:N, cards of one host")
+    if not size.isdigit() or not 1 <= int(size) <= HOST:
+        raise ValueError(
+            f"plan: found target {name!r}, expected h200:1 to h200:{HOST}, cards of one host"
+        )
     try:
         return topologies.get_topology_desc(
             "h200", platform="cuda", target_config=H200, topology=f"1x1x{size}"

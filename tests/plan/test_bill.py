@@ -82,6 +82,56 @@ def test_a_step_that_the_compiler_refuses_says_what_it_would_take():
     assert found["temporary_bytes"] == int(97.62 * 2**30) and "97.62G" in found["refused"]
 
 
+class Broken:
+    """As a compiler refuses a kernel that it cannot lower."""
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile\nmore\nlines")
+
+
+def test_another_refusal_is_one_line():
+    with pytest.raises(ValueError, match=r"refuses the step: INTERNAL: Mosaic failed to compile$"):
+        bill._compiled(Broken())
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"rows": 0}, "found rows 0, expected >= 1"),
+        ({"history": -1}, "found history -1"),
+        ({"candidates": 0}, "found candidates 0"),
+        ({"price": -0.1}, "found price -0.1, expected >= 0"),
+        ({"price": float("nan")}, "found price nan"),
+    ],
+)
+def test_what_nobody_can_ask_for(change, match):
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(ASK, **change)
+
+
+def test_one_device_is_no_mesh_of_two():
+    mesh = sharding.MeshConfig(model=2)
+    with pytest.raises(ValueError, match="1 devices, expected replica 1 x data -1 x model 2"):
+        bill.make(dataclasses.replace(ASK, mesh=mesh), targets.find("cpu:1"))
+
+
+@pytest.mark.parametrize("model", ["rankmixer", "hstu"])
+def test_where_no_compiler_counts_rankjax_does(model):
+    """Within a fifth of what a CPU's compiler counts of the same step, which has more in it."""
+    config = presets.model(model, len(SCHEMA.tasks), width=64, layers=2)
+    ask = dataclasses.replace(ASK, model=config, history=50)
+    counted = bill.make(ask, targets.find("cpu:1"))["flops"]
+    found = bill._arithmetic({"flops": 0.0, "bytes": 0.0}, ask, 1)
+    assert "bytes" not in found and found["flops_counted_by"] == "rankjax"
+    assert found["flops"] == pytest.approx(counted, rel=0.2)
+    eighth = bill._arithmetic({"flops": 0.0, "bytes": 0.0}, ask, 8)
+    assert eighth["flops"] == found["flops"] / 8
+    made = {**PLANNED, **found}
+    del made["bytes"]
+    times = bill._time(made, 0.0, ask, TARGET)
+    assert times["seconds_at_least"].keys() == {"arithmetic", "network"}
+
+
 GIB = 2**30
 WIDE = step.TrainConfig(tables=embedding.TableConfig(width=128))
 CHIP = targets.CHIPS["v5e"]
@@ -99,7 +149,7 @@ PLANNED = {
 
 
 def test_time_is_what_takes_longest():
-    found = bill._time(PLANNED, dataclasses.replace(ASK, price=1.2), TARGET)
+    found = bill._time(PLANNED, 0.0, dataclasses.replace(ASK, price=1.2), TARGET)
     assert found["seconds_at_least"] == pytest.approx(
         {"arithmetic": 1.0, "memory": 2.0, "network": 0.1}
     )
@@ -107,10 +157,20 @@ def test_time_is_what_takes_longest():
     assert found["requests_per_second_at_most"] == pytest.approx(8)
     assert found["memory_share"] == pytest.approx(6 / 16)
     scanned = dataclasses.replace(ASK, compute=stack.Compute(scan=True))
-    assert "mfu_at_most" not in bill._time(PLANNED, scanned, TARGET)
+    assert "mfu_at_most" not in bill._time(PLANNED, 0.0, scanned, TARGET)
     # 1e9 / 8 seconds, four devices.
     cost = found["cost_of_a_billion_requests_at_least"]
     assert cost == pytest.approx(1e9 / 8 / 3600 * 4 * 1.2)
+
+
+@pytest.mark.parametrize(
+    "by_compiler, said", [(2.4, True), (1.9, False), (-2.0, False), (0, False)]
+)
+def test_seconds_by_the_compiler_stand_there_where_it_knows_all(by_compiler, said):
+    """It takes one off for each part that it does not know; arithmetic and memory take 2 s."""
+    found = bill._time(PLANNED, by_compiler, ASK, TARGET)
+    assert found.get("seconds_by_compiler") == (by_compiler if said else None)
+    assert found["seconds_at_least"]["memory"] == pytest.approx(2.0)  # the bound stays
 
 
 @pytest.mark.parametrize(

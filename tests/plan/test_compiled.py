@@ -111,6 +111,28 @@ def test_collectives_of_other_kinds_of_lines():
     }
 
 
+def test_collectives_that_are_started_and_awaited():
+    """As compilers for GPUs print them: ((what goes in), what comes out)."""
+    text = """
+  %a = ((f32[2,8]{1,0}), f32[2,8]{1,0}) all-reduce-start(%x), replica_groups={{0,1}}, to_apply=%add
+  %b = ((f32[8]{0:T(8,128)}, s32[16]{0}), (f32[2]{0}, s32[4]{0})) reduce-scatter-start(%x, %y), \
+replica_groups=[2,4]<=[8], dimensions={0}
+  %c = ((f32[2]{0}, f32[3]{0}), (f32[8]{0}, f32[12]{0})) all-gather-start(%x, %y), \
+replica_groups={{0,1,2,3}}, dimensions={0}
+  %d = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%x), \
+source_target_pairs={{0,1},{1,0}}
+  %e = f32[2,8]{1,0} all-reduce-start(%x), replica_groups={{0,1}}, to_apply=%add
+  %f = ((f32[8,2]{1,0}), f32[8,2]{1,0}) all-to-all-start(%x), replica_groups=mesh['a'=8] {'a'}
+"""
+    assert plan.collectives(text) == {
+        "all-reduce": 64 + 64,
+        "reduce-scatter": 4 * (8 + 16),
+        "all-gather": 32 + 48,
+        "collective-permute": 20,
+        "all-to-all": 64,
+    }
+
+
 def test_a_loop_counts_as_often_as_it_runs():
     def looped(x):
         return jax.lax.scan(lambda x, _: (jax.lax.psum(x, ALL), None), x, None, length=5)[0]
@@ -156,4 +178,4 @@ def test_figures_of_a_product():
     found = plan.figures(jax.jit(lambda x: x @ x.T).lower(x).compile())
     assert found["flops"] == 2 * 16 * 16 * 32
     assert found["argument_bytes"] == x.nbytes and found["collectives"] == {}
-    assert np.isfinite(found["temporary_bytes"])
+    assert np.isfinite(found["temporary_bytes"]) and found["seconds"] == 0  # a CPU says nothing

@@ -38,7 +38,7 @@ def test_cases_that_cannot_be_planned_are_rows_too(tmp_path, capsys):
     assert "memory of a device" in page and "cdn.plot.ly" not in page.split("plotly.js")[0]
 
 
-def test_the_fastest_that_fits_comes_first(monkeypatch):
+def test_the_fastest_that_fits_comes_first(monkeypatch, capsys):
     chip = targets.CHIPS["v5e"]
     target = dataclasses.replace(targets.find("cpu:2"), chip=chip)
 
@@ -50,6 +50,8 @@ def test_the_fastest_that_fits_comes_first(monkeypatch):
             "fits": not large,
             "limit": "memory",
             "seconds_at_least": {"memory": 0.5},
+            **({} if large else {"seconds_by_compiler": 0.75}),
+            "cost_of_a_billion_requests_at_least": 3.0,
             "requests_per_second_at_most": 2.0 * ask.rows + (ask.mesh.strategy == "fsdp"),
         }
 
@@ -63,3 +65,11 @@ def test_the_fastest_that_fits_comes_first(monkeypatch):
         ("data", 16, False),
     ]
     assert found[0]["seconds"] == pytest.approx(0.5)
+    assert found[0]["seconds_by_compiler"] == 0.75 and "seconds_by_compiler" not in found[2]
+    assert found[0]["cost_of_a_billion_requests_at_least"] == 3.0
+    monkeypatch.setenv("COLUMNS", "200")
+    sweep.show(found)
+    shown = capsys.readouterr().out
+    assert "by compiler" in shown and shown.count("750.00 ms") == 2
+    sweep.show(found[2:])
+    assert "by compiler" not in capsys.readouterr().out

@@ -15,7 +15,9 @@ def test_cpus_are_those_here():
     assert list(found.devices) == jax.devices()[:2] and found.chip is None
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v9:2x2", "v5e:2,2", "cpu:0", "cpu:99", "h200:2x2"])
+@pytest.mark.parametrize(
+    "name", ["", "v5e", "v9:2x2", "v5e:2,2", "cpu:0", "cpu:99", "h200:2x2", "h200:0", "h200:9"]
+)
 def test_targets_that_there_are_not(name):
     with pytest.raises(ValueError, match="found target"):
         targets.find(name)
