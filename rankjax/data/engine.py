@@ -12,6 +12,7 @@ import itertools
 import os
 import pathlib
 import platform
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ import rankjax
 Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 TRIES = 3  # of a piece whose worker dies
 AHEAD = 2  # pieces that wait for each CPU of the cluster
+ANSWER = 120  # seconds in which a node must say what it sees
+EXPECTED = "expected one: start it with `ray start --head`, or name it with --address HOST:PORT"
 
 
 def here(work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
@@ -39,39 +42,60 @@ def on_ray(
 ) -> Iterator["Workers"]:
     """The workers of an existing cluster: a piece a CPU.
 
-    address: of the cluster; "auto" is the one of this machine, or of RAY_ADDRESS. folder, files: of
-    file systems that every node must see.
+    address: host:port of the cluster's head; "auto" is RAY_ADDRESS, or the cluster of this machine.
+    folder, files: of file systems that every node must see at the same paths.
 
     Raises:
-      ValueError: Ray is not installed, no cluster is there, a node sees not the same folder or
-        files, or has other versions.
+      ValueError: Ray is not installed, no cluster is there, a node does not answer, sees not the
+        same folder or files, or has other versions.
     """
-    ray = connected(address)
-    try:
+    with connected(address) as ray:
         _check_nodes(ray, folder, files)
         yield Workers(ray)
-    finally:
-        ray.shutdown()
 
 
-def connected(address: str) -> Any:
-    """The ray module, connected to an existing cluster. Raises ValueError, as `on_ray`."""
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """The ray module, connected to an existing cluster; a connection that is there is kept.
+
+    Raises ValueError as `on_ray`.
+    """
     try:
         import ray
     except ImportError as error:
         raise ValueError(
-            "found no Ray, expected it installed: pip install 'rankjax[ray]'"
+            f"found no Ray ({error}), expected it installed: pip install 'rankjax[ray]'"
         ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if address != "auto":
+        _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own later default
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    except ConnectionError as error:
-        where = os.environ.get("RAY_ADDRESS", "this machine") if address == "auto" else address
-        raise ValueError(
-            f"found no Ray cluster at {where}, expected one: start it with `ray start --head`, or "
-            "give the --address of another"
-        ) from error
-    return ray
+        with contextlib.redirect_stdout(sys.stderr):
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError) as error:  # none, or one of another version
+        where = "this machine" if address == "auto" else address
+        raise ValueError(f"found no Ray cluster at {where} ({_line(error)}), {EXPECTED}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises ValueError where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ValueError(f"found no Ray cluster at {address} ({error}), {EXPECTED}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def versions() -> dict[str, str]:
@@ -81,40 +105,62 @@ def versions() -> dict[str, str]:
     return found | {"polars": pl.__version__, "pyarrow": pa.__version__}
 
 
-def _seen(names: Sequence[str]) -> tuple[str, list[str], dict[str, str]]:
-    """A node's name, the files that are not there, and its versions."""
-    missing = [name for name in names if not os.path.exists(name)]
-    return platform.node(), missing, versions()
+def _seen(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The files that a node does not see, and its versions."""
+    return [name for name in names if not os.path.exists(name)], versions()
 
 
 def _check_nodes(ray: Any, folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
+    """Asks every node whether it sees a file that is made here, the user's files, and the same
+    versions; ValueError for the first that does not."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / f".seen-by-all.{uuid.uuid4().hex}"
     marker.touch()
+    names = [str(marker.absolute()), *(str(f.absolute()) for f in files)]
+    look, asked = ray.remote(num_cpus=0)(_seen), {}
     try:
-        names = [str(marker.absolute()), *(str(f.absolute()) for f in files)]
-        nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
-        at = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        ask = ray.remote(num_cpus=0)(_seen)
-        for node, missing, found in ray.get(
-            [ask.options(scheduling_strategy=one).remote(names) for one in at]
-        ):
-            if names[0] in missing:
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                reference = look.options(scheduling_strategy=there).remote(names)
+                asked[reference] = node["NodeManagerHostname"]
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+        if silent:
+            late = sorted(asked[x] for x in silent)
+            raise ValueError(f"nodes {late}: found no answer in {ANSWER} s, expected one of each")
+        for reference in answered:
+            try:
+                missing, found = ray.get(reference)
+            except ray.exceptions.RayError as error:  # such as: rankjax is not installed there
                 raise ValueError(
-                    f"node {node}: found no folder {folder}, expected the same one on all nodes (a "
-                    "file system that they share)"
-                )
-            if missing:
-                raise ValueError(
-                    f"node {node}: found no file {missing[0]}, expected it on all nodes (a file "
-                    "system that they share, or an object store)"
-                )
-            if found != (wanted := versions()):
-                raise ValueError(f"node {node}: found {found}, expected {wanted} as here")
+                    f"node {asked[reference]}: found {_line(error)}, expected rankjax as here"
+                ) from error
+            _compare(f"node {asked[reference]}", names, missing, found, folder)
     finally:
         marker.unlink(missing_ok=True)
+
+
+def _compare(
+    node: str,
+    names: Sequence[str],
+    missing: Sequence[str],
+    found: dict[str, str],
+    folder: pathlib.Path,
+) -> None:
+    if names[0] in missing:
+        raise ValueError(
+            f"{node}: found no folder {folder}, expected the same one on all nodes (a file system "
+            "that they share)"
+        )
+    if missing:
+        raise ValueError(
+            f"{node}: found no file {missing[0]}, expected it on all nodes (a file system that "
+            "they share, or an object store)"
+        )
+    if found != (wanted := versions()):
+        raise ValueError(f"{node}: found {found}, expected {wanted} as here")
 
 
 @dataclasses.dataclass
@@ -156,7 +202,8 @@ class Workers:
             raise error.cause from None
         except self.ray.exceptions.RayError as error:
             raise ChildProcessError(
-                f"found workers that died {TRIES} times at one piece, expected none ({error})"
+                f"found workers that died {TRIES} times at one piece, expected none "
+                f"({_line(error)})"
             ) from error
 
 

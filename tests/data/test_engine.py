@@ -1,12 +1,17 @@
 """engine: pieces here and on a Ray cluster of two workers; an import is the same to the byte."""
 
+import contextlib
 import functools
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 import polars as pl
 import pytest
@@ -16,43 +21,43 @@ from rankjax.data import engine, event_log, importer
 from rankjax.data.own import schema_file
 from tests.data.own import scenarios
 
+ROOT = pathlib.Path(__file__).parents[2]
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
 )
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address():
     """Of a cluster of two CPUs, started for these tests alone."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    port = 20_000 + os.getpid() % 10_000
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
-    start = [*ray, "start", "--head", "--num-cpus", "2", "--port", str(port), "--block"]
-    start += ["--include-dashboard=false", "--disable-usage-stats"]
-    log = (tmp_path_factory.mktemp("ray") / "log").open("w")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets' paths must be short
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    options = ["--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    quiet = ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     cluster = subprocess.Popen(
-        start, env=environment, stdout=log, stderr=log, start_new_session=True
+        [*command, *options, *quiet],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
-        found = f"127.0.0.1:{port}"
-        _wait_for(found, cluster)
-        yield found
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            assert cluster.poll() is None and time.monotonic() < deadline, "no cluster"
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
     finally:
-        os.killpg(cluster.pid, signal.SIGTERM)
+        os.killpg(cluster.pid, signal.SIGKILL)
         cluster.wait(60)
-
-
-def _wait_for(address: str, cluster: subprocess.Popen) -> None:
-    import time
-
-    for _ in range(60):
-        assert cluster.poll() is None, "the cluster ended"
-        try:
-            engine.connected(address).shutdown()
-            return
-        except ValueError:
-            time.sleep(1)
-    raise AssertionError("no cluster within a minute")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _square(folder: pathlib.Path, x: int) -> int:
@@ -90,33 +95,70 @@ def test_pieces_on_workers_one_of_which_dies(address, tmp_path):
 
 @pytest.mark.slow
 @needs_ray
-def test_what_a_node_does_not_see(address, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_seen", lambda names: ("far", names[:1], engine.versions()))
+def test_a_node_that_does_not_see_a_file(address, tmp_path):
+    missing = tmp_path / "nowhere.parquet"
     with (
-        pytest.raises(ValueError, match=rf"node far: found no folder {tmp_path}, expected"),
-        engine.on_ray(address, tmp_path),
+        pytest.raises(ValueError, match=rf"node .*: found no file {missing}, expected it on all"),
+        engine.on_ray(address, tmp_path, [missing]),
     ):
         pass
-    monkeypatch.undo()
-    with (
-        pytest.raises(ValueError, match=r"found no file .*here\.parquet, expected it on all nodes"),
-        engine.on_ray(address, tmp_path, [tmp_path / "nowhere.parquet"]),
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_node_says():
+    names = ["/data/.marker", "/data/a.parquet"]
+    engine._compare("node 1", names, [], engine.versions(), pathlib.Path("/data"))
+    for missing, found, message in (
+        (names, engine.versions(), "node 1: found no folder /data, expected the same one on all"),
+        ([], {"rankjax": "0"}, r"node 1: found {'rankjax': '0'}, expected {'python': .* as here"),
     ):
-        pass
-    monkeypatch.setattr(engine, "_seen", lambda names: ("far", [], {"rankjax": "0"}))
-    with (
-        pytest.raises(ValueError, match=r"node far: found {'rankjax': '0'}, expected {.*as here"),
-        engine.on_ray(address, tmp_path),
-    ):
-        pass
+        with pytest.raises(ValueError, match=message):
+            engine._compare("node 1", names, missing, found, pathlib.Path("/data"))
 
 
 @needs_ray
-def test_no_cluster(tmp_path, capsys):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere"])
+def test_no_cluster(address, tmp_path, capsys):
     (tmp_path / "x.parquet").touch()
-    (tmp_path / "schema.toml").write_text("")
-    with pytest.raises(ValueError, match=r"found no Ray cluster at 127\.0\.0\.1:9, expected one"):
-        engine.connected("127.0.0.1:9")
+    (tmp_path / "schema.toml").write_text(f'name = "requests"\n{scenarios.SCHEMAS["requests"]}')
+    argv = [
+        "data",
+        "import",
+        str(tmp_path / "x.parquet"),
+        "--schema",
+        str(tmp_path / "schema.toml"),
+    ]
+    with pytest.raises(SystemExit):
+        cli.main([*argv, "--out", str(tmp_path / "log"), "--engine", "ray", "--address", address])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rankjax: found no Ray cluster at {address} (")
+    assert "expected one: start it with `ray start --head`" in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["schema.toml", "x.parquet"]
+
+
+@needs_ray
+def test_no_cluster_on_this_machine(monkeypatch):
+    import ray
+
+    def none(**_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", none)
+    with (
+        pytest.raises(ValueError, match="found no Ray cluster at this machine .*`ray start --hea"),
+        engine.connected("auto"),
+    ):
+        pass
+
+
+def test_without_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ValueError, match=r"found no Ray .*pip install 'rankjax\[ray\]'"),
+        engine.connected("auto"),
+    ):
+        pass
 
 
 def parquet(folder: pathlib.Path, config: dict, parts: int) -> list[pathlib.Path]:
