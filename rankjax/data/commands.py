@@ -1,12 +1,11 @@
 """The commands of `rankjax data`: make a log, look at it, check it, hand it on."""
 
+import contextlib
 import dataclasses
-import glob
 import json as json_module
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import rich
@@ -23,10 +22,11 @@ from rankjax.data import (
     importer,
     split,
 )
-from rankjax.data.own import export, guess, schema_file
+from rankjax.data import engine as engine_lib
+from rankjax.data.own import export, guess, places, schema_file
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
-Files = Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+Files = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def show(found: dict[str, Any], as_json: bool) -> None:
@@ -50,17 +50,6 @@ def summary(path: pathlib.Path) -> dict[str, Any]:
     return found | {name: log.info[name] for name in names if log.info.get(name)}
 
 
-def _expanded(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Files with globs that the shell left as they are; ValueError where one fits nothing."""
-    found = []
-    for path in files:
-        fits = [path] if path.exists() else [pathlib.Path(p) for p in glob.glob(str(path))]
-        if not fits:
-            raise ValueError(f"{path}: found no such file, expected one")
-        found += fits
-    return found
-
-
 def data_schema(files: Files, out: pathlib.Path | None = None, json: bool = False) -> None:
     """Write a starter schema.toml for your files, with roles guessed from names and values.
 
@@ -69,7 +58,7 @@ def data_schema(files: Files, out: pathlib.Path | None = None, json: bool = Fals
       out: where to write it; default: print it.
       json: print JSON.
     """
-    text = guess.starter(_expanded(files))
+    text = guess.starter(places.expanded(files))
     if out is not None:
         if out.exists():
             raise ValueError(f"{out}: found a file, expected none: it may hold your changes")
@@ -87,29 +76,38 @@ def data_import(
     out: pathlib.Path,
     counters: bool = True,
     shards: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str = "auto",
     json: bool = False,
 ) -> None:
     """Make a log of your own files, as schema.toml says (docs/own-data.md).
 
     Args:
-      files: Parquet, CSV or Arrow files; globs are fine.
+      files: Parquet, CSV or Arrow files; globs are fine. Parquet also from an object store: gs://...
       schema: which column plays which role (rankjax data schema writes a starter).
       out: folder for the log.
       counters: add what the schema's [counters] asks for.
       shards: write the log in so many shards, ranges of users; by default as one.
+      engine: ray: the workers of a Ray cluster, which share this file system, do the pieces.
+      address: of the cluster; by default that of this machine, or of RAY_ADDRESS.
       json: print JSON.
     """
     began = time.monotonic()
     asked = schema_file.load(schema)
     if not counters:
         asked = dataclasses.replace(asked, counters=None)
-    found = summary(importer.run(asked, _expanded(files), out, shards=shards))
-    found["seconds"] = time.monotonic() - began
-    if sys.platform == "linux":  # elsewhere there is none, or in other units
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["peak_memory_mib"] = peak / 1024
+    paths, done = places.expanded(files), engine_lib.here
+    with contextlib.ExitStack() as stack:
+        if engine == "ray":
+            here = [path for path in paths if not places.is_remote(path)]
+            folder = importer.checked_out(out).parent
+            done = stack.enter_context(engine_lib.on_ray(address, folder, here))
+        found = summary(importer.run(asked, paths, out, shards=shards, engine=done))
+        found["seconds"] = time.monotonic() - began
+        if peak := engine_lib.peak_mib():
+            found["peak_memory_mib"] = peak
+        if engine == "ray":
+            found["peak_memory_mib_of_workers"] = done.peak_mib
     show(found, json)
 
 

@@ -6,12 +6,15 @@ import goes on where it was:
   learn   users, items, spans, vocabularies, moments (own/learning.py)
   sort    every chunk as rows of the log, sorted (own/rows.py, own/runs.py)
   write   the sorted chunks merged in ranges into the log (own/writing.py), counters added
+The workers of an engine hash the files, read and sort them, and put requests together; this process
+learns, and merges into the log.
 Memory is bounded by a chunk, the distinct ids and times, the events of one user, and the
 impressions of one second, one request or, without requests, one user; with [negatives] by those of
 one hour or day.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -25,7 +28,18 @@ import rich.console
 import rich.progress
 
 from rankjax.data import columns, counters, event_log
-from rankjax.data.own import learning, plan, reading, requests, rows, runs, schema_file, writing
+from rankjax.data import engine as engine_lib
+from rankjax.data.own import (
+    learning,
+    places,
+    plan,
+    reading,
+    requests,
+    rows,
+    runs,
+    schema_file,
+    writing,
+)
 from rankjax.data.sources import files as source_files
 
 VERSION = 2
@@ -33,11 +47,15 @@ CHUNK = 1 << 20  # rows of a file that are held at once
 
 
 def fingerprint(
-    schema: schema_file.ImportSchema, parts: Sequence[plan.Part], chunk: int
+    schema: schema_file.ImportSchema,
+    parts: Sequence[plan.Part],
+    chunk: int,
+    engine: engine_lib.Engine = engine_lib.here,
 ) -> dict[str, Any]:
     """What the log is made from: the schema, every file's hash, and the chunks' size."""
     text = json.dumps(_said(schema), default=str)
-    hashes = {path: source_files.sha256(path) for path in {p.path for p in parts}}
+    paths = list(dict.fromkeys(p.path for p in parts))
+    hashes = dict(zip(paths, engine(source_files.sha256, paths)))
     return {
         "source": "import",
         "version": VERSION,
@@ -75,52 +93,75 @@ def run(
     *,
     chunk: int = CHUNK,
     shards: int | None = None,
+    engine: engine_lib.Engine = engine_lib.here,
 ) -> pathlib.Path:
     """Writes the log of these files into `out` and returns it; twice does nothing.
 
     An interrupted import leaves a folder .<out>.import beside `out`; the next call goes on from it.
     chunk: rows held at once; it decides the working memory (about 1 KB a row).
     shards: how many to write the log in, by users (shards.py); None: a log of one.
+    engine: who does what can be done in pieces: this process, or workers that share the file system
+      (engine.py). The log is the same to the byte.
     Raises ValueError: the schema does not fit the files, a value does not fit its role, no
     impression is left, `out` holds something else. The message names file, column, row.
     """
-    out, schema = pathlib.Path(out), plan.resolve(schema)
-    if out.exists() and not (out / "log.json").exists() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out}: found something that is no log, expected none, or this log")
+    out, schema = checked_out(out), plan.resolve(schema)
     slots = tuple(plan.slots(schema))
     _check(schema, slots)
-    parts = tuple(plan.parts(schema, [pathlib.Path(f) for f in files]))
+    parts = tuple(plan.parts(schema, [places.place(f) for f in files]))
     unused = plan.check_columns(schema, parts)
-    made_of = fingerprint(schema, parts, chunk)
+    work = out.parent / f".{out.name}.import"
+    made_of = fingerprint(schema, parts, chunk, engine)
     final = made_of
     if schema.counters is not None:
         final = counters.fingerprint(made_of, schema.counters)
-    work = out.parent / f".{out.name}.import"
-    if event_log.is_prepared(out, final, shards):
-        shutil.rmtree(work, ignore_errors=True)  # of a call that ended just before it did this
-        return out
-    _begin(work, made_of)
+    if not event_log.is_prepared(out, final, shards):
+        _begin(work, made_of)
+        job = writing.Job(schema, None, parts, slots, work, chunk)
+        os.rename(_made(job, made_of, unused, shards, engine), out)
+    shutil.rmtree(work, ignore_errors=True)  # also of a call that ended just before it did this
+    return out
+
+
+def checked_out(out: str | os.PathLike) -> pathlib.Path:
+    """The log's folder; ValueError where it cannot be written there."""
+    if places.is_remote(out):
+        raise ValueError(
+            f"{out}: found a path of an object store, expected a folder of a mounted file system: "
+            "a log is read by memory mapping"
+        )
+    out = pathlib.Path(out)
+    if out.exists() and not (out / "log.json").exists() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out}: found something that is no log, expected none, or this log")
+    return out
+
+
+def _made(
+    job: writing.Job,
+    made_of: dict[str, Any],
+    unused: list[str],
+    shards: int | None,
+    engine: engine_lib.Engine,
+) -> pathlib.Path:
+    """All four stages; the folder of the finished log, in the working folder."""
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(
         console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        job = writing.Job(schema, None, parts, slots, work, chunk)
-        counted = _read(job, progress)
-        learned = learning.learn(schema, parts, job.chunks, work)
-        found = plan.log_schema(schema, job.slots, learning.sizes(learned))
+        counted = _read(job, progress, engine)
+        learned = learning.learn(job.schema, job.parts, job.chunks, job.work)
+        found = plan.log_schema(job.schema, job.slots, learning.sizes(learned))
         job = dataclasses.replace(job, log_schema=found)
-        lost = _sort(job, learned, progress)
+        lost = _sort(job, progress, engine)
         info = {"unused_columns": unused, "rows": counted, "lost": lost}
         # Whatever a kill leaves lies in `work`. Shards are written by whoever writes last.
-        made, last = work / "log", schema.counters is None
+        made, last = job.work / "log", job.schema.counters is None
         made_in = shards if last else None
         if not event_log.is_prepared(made, made_of, made_in):
-            writing.write(job, learned, made, made_of, info, made_in)
+            writing.write(job, learned, made, made_of, info, made_in, engine)
         if not last:
-            made = counters.add(made, work / "counted", schema.counters, shards)
-        os.rename(made, out)
-    shutil.rmtree(work)
-    return out
+            made = counters.add(made, job.work / "counted", job.schema.counters, shards)
+    return made
 
 
 def _check(schema: schema_file.ImportSchema, slots: Sequence[plan.Slot]) -> None:
@@ -159,61 +200,82 @@ def _begin(work: pathlib.Path, made_of: dict[str, Any]) -> None:
     note.write_text(text)
 
 
-def _read(job: writing.Job, progress: rich.progress.Progress) -> dict[str, dict[str, int]]:
-    """Stage read. Returns {file in its role: rows read and kept}."""
+def _read(
+    job: writing.Job, progress: rich.progress.Progress, engine: engine_lib.Engine
+) -> dict[str, dict[str, int]]:
+    """Stage read, a piece a file. Returns {file in its role: rows read and kept}."""
     bar = progress.add_task("reading", total=len(job.parts))
     counted = {}
-    for part in job.parts:
-        done = job.work / f"read.{part.tag}.json"
-        if not done.exists():
-            read = kept = 0
-            chunks = reading.chunks(part.path, part.spec, job.schema, job.chunk)
-            for number, (until, frame) in enumerate(chunks):
-                path = job.work / f"read.{part.tag}.{number:06d}.arrow"
-                if not path.exists():
-                    runs.write(path, frame)
-                read, kept = until, kept + frame.height
-            _note(done, {"read": read, "kept": kept})
-        counted[_role(part)] = json.loads(done.read_text())
+    work = functools.partial(_read_part, job)
+    for part, found in zip(job.parts, engine(work, range(len(job.parts)))):
+        counted[_role(part)] = found
         progress.advance(bar)
     return counted
 
 
+def _read_part(job: writing.Job, number_of_part: int) -> dict[str, int]:
+    part = job.parts[number_of_part]  # a copy of it would not be known for one of job.schema's
+    done = job.work / f"read.{part.tag}.json"
+    if not done.exists():
+        read = kept = 0
+        chunks = reading.chunks(part.path, part.spec, job.schema, job.chunk)
+        for number, (until, frame) in enumerate(chunks):
+            path = job.work / f"read.{part.tag}.{number:06d}.arrow"
+            if not path.exists():
+                runs.write(path, frame)
+            read, kept = until, kept + frame.height
+        _note(done, {"read": read, "kept": kept})
+    return json.loads(done.read_text())
+
+
 def _note(path: pathlib.Path, found: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(found))
     partial.rename(path)
 
 
 def _sort(
-    job: writing.Job, learned: learning.Learned, progress: rich.progress.Progress
+    job: writing.Job, progress: rich.progress.Progress, engine: engine_lib.Engine
 ) -> dict[str, dict[str, int]]:
-    """Stage sort. Returns what was lost on the way, by feature."""
-    schema, slots = job.schema, job.slots
+    """Stage sort, a piece a chunk. Returns what was lost on the way, by feature."""
     total: dict[str, dict[str, int]] = {}
-    parts = [p for p in job.parts if p.table in ("events", "impressions")]
-    bar = progress.add_task("sorting", total=len(parts))
-    for part in parts:
-        for number, frame in enumerate(job.chunks(part)):
-            done = job.work / f"sort.{part.tag}.{number:06d}.json"
-            if not done.exists():
-                lost: dict[str, dict[str, int]] = {}
-                name = f"{part.tag}.{number:06d}.arrow"
-                if part.table == "events":
-                    found = rows.events(schema, part, frame, learned, slots, lost)
-                    runs.write_run(job.work / f"past.{name}", found, rows.EVENT_KEYS)
-                    if schema.negatives is not None:
-                        bucket = requests.BUCKETS[schema.negatives.within]
-                        found = rows.clicks(schema, part, frame, learned, slots, lost, bucket)
-                        runs.write_run(job.work / f"click.{name}", found, rows.CLICK_KEYS)
-                else:
-                    found = rows.impressions(schema, part, frame, learned, slots, lost)
-                    keys = requests.keys_of(part.spec)
-                    runs.write_run(job.work / f"shown.{part.number}.{name}", found, keys)
-                _note(done, lost)
-            for feature, counts in json.loads(done.read_text()).items():
-                into = total.setdefault(feature, dict.fromkeys(counts, 0))
-                for what, n in counts.items():
-                    into[what] += n
+    acts = [i for i, p in enumerate(job.parts) if p.table in ("events", "impressions")]
+    pieces = [(i, number) for i in acts for number in range(len(job.paths(job.parts[i])))]
+    bar = progress.add_task("sorting", total=len(pieces))
+    for lost in engine(functools.partial(_sort_chunk, job), pieces):
+        for feature, counts in lost.items():
+            into = total.setdefault(feature, dict.fromkeys(counts, 0))
+            for what, n in counts.items():
+                into[what] += n
         progress.advance(bar)
     return {name: x for name, x in total.items() if any(x.values())}
+
+
+@functools.lru_cache(maxsize=1)
+def _learned(folder: pathlib.Path, stamp: int) -> learning.Learned:
+    """What a folder's learned.json, written at `stamp`, says; once for all chunks."""
+    return learning.load(folder)
+
+
+def _sort_chunk(job: writing.Job, piece: tuple[int, int]) -> dict[str, dict[str, int]]:
+    (number_of_part, number), schema, slots = piece, job.schema, job.slots
+    part = job.parts[number_of_part]
+    done = job.work / f"sort.{part.tag}.{number:06d}.json"
+    if not done.exists():
+        learned = _learned(job.work, (job.work / "learned.json").stat().st_mtime_ns)
+        frame = runs.read(job.paths(part)[number])
+        lost: dict[str, dict[str, int]] = {}
+        name = f"{part.tag}.{number:06d}.arrow"
+        if part.table == "events":
+            found = rows.events(schema, part, frame, learned, slots, lost)
+            runs.write_run(job.work / f"past.{name}", found, rows.EVENT_KEYS)
+            if schema.negatives is not None:
+                bucket = requests.BUCKETS[schema.negatives.within]
+                found = rows.clicks(schema, part, frame, learned, slots, lost, bucket)
+                runs.write_run(job.work / f"click.{name}", found, rows.CLICK_KEYS)
+        else:
+            found = rows.impressions(schema, part, frame, learned, slots, lost)
+            keys = requests.keys_of(part.spec)
+            runs.write_run(job.work / f"shown.{part.number}.{name}", found, keys)
+        _note(done, lost)
+    return json.loads(done.read_text())

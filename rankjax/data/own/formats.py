@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from rankjax.data.own import schema_file
+from rankjax.data.own import places, schema_file
 
 PARQUET, CSV, ARROW = (".parquet", ".pq"), (".csv", ".tsv", ".txt"), (".arrow", ".feather", ".ipc")
 HEAD = 16 << 20  # bytes of a CSV file that the types of its columns are told from
@@ -32,8 +32,9 @@ def columns_of(path: pathlib.Path, spec: schema_file.Files) -> list[str]:
     with _refusals(path):
         kind = _kind(path)
         if kind in PARQUET:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                return list(file.schema_arrow.names)
+            with opened_parquet(path) as file:
+                names = list(file.schema_arrow.names)
+                return [*names, *(n for n in places.hive(path) if n not in names)]
         if kind in ARROW:
             with pa.memory_map(str(path)) as source:
                 return list(_opened(path, source).schema.names)
@@ -66,6 +67,10 @@ def _kind(path: pathlib.Path) -> str:
         raise ValueError(f"{path}: found {found}, expected rows")
     if kind not in (known := [*PARQUET, *CSV, *ARROW]):
         raise ValueError(f"{path}: found suffix {path.suffix!r}, expected one of {known}")
+    if places.is_remote(path) and kind not in PARQUET:
+        raise ValueError(
+            f"{path}: found a {kind} file in an object store, expected Parquet there; copy it here"
+        )
     return kind
 
 
@@ -94,14 +99,28 @@ def _checked(path: pathlib.Path, found: list[str], wanted: list[str] | None) -> 
     return wanted
 
 
+@contextlib.contextmanager
+def opened_parquet(path: pathlib.Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(path.open("rb")) if places.is_remote(path) else path
+        yield stack.enter_context(
+            pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+        )
+
+
 def _parquet(path: pathlib.Path, wanted: list[str] | None) -> Iterator[pl.DataFrame]:
-    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-        wanted = _checked(path, file.schema_arrow.names, wanted)
+    with opened_parquet(path) as file:
+        own = file.schema_arrow.names
+        folders = {name: x for name, x in places.hive(path).items() if name not in own}
+        wanted = _checked(path, [*own, *folders], wanted)
         _check_place(path, file.metadata)
+        inside = [name for name in wanted if name not in folders]
+        more = [pl.lit(folders[name], pl.String).alias(name) for name in wanted if name in folders]
         if file.metadata.num_rows == 0:
-            yield pl.from_arrow(file.schema_arrow.empty_table().select(wanted))
-        for batch in file.iter_batches(batch_size=BATCH, columns=wanted):
-            yield pl.from_arrow(batch)
+            empty = pl.from_arrow(file.schema_arrow.empty_table().select(inside))
+            yield empty.with_columns(more).select(wanted)
+        for batch in file.iter_batches(batch_size=BATCH, columns=inside):
+            yield pl.from_arrow(batch).with_columns(more).select(wanted)
 
 
 def _check_place(path: pathlib.Path, meta: pyarrow.parquet.FileMetaData) -> None:

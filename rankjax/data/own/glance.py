@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 
 import polars as pl
-import pyarrow.parquet
 
 from rankjax.data.own import formats, schema_file
 
@@ -132,7 +131,8 @@ def _footer(path: pathlib.Path) -> tuple[dict[str, tuple[object, object]], set[s
     bounds: dict[str, tuple[object, object]] = {}
     gaps: set[str] = set()
     lacking: set[str] = set()
-    metadata = pyarrow.parquet.read_metadata(path)
+    with formats.opened_parquet(path) as file:
+        metadata = file.metadata
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
             column = metadata.row_group(group).column(number)

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from rankjax.data import columns, samples
-from rankjax.data.own import glance, hints, layout, roles, toml_tables
+from rankjax.data.own import glance, hints, layout, places, roles, toml_tables
 
 HEAD = f"""\
 # A starter, guessed from names, types and the first {glance.ROWS:,} rows of each file: check it.
@@ -26,7 +26,7 @@ def starter(files: Sequence[pathlib.Path]) -> str:
     """
     if not files:
         raise ValueError("starter: found no files, expected at least one")
-    plan = layout.layout(layout.groups([glance.look(pathlib.Path(f)) for f in files]))
+    plan = layout.layout(layout.groups([glance.look(f) for f in places.expanded(files)]))
     taken = _Taken(plan)
     sections = [_top(plan)]
     sections += [_catalogue(plan, taken, g, "user") for g in plan.users]

@@ -82,7 +82,12 @@ def learn(
         partial = folder / ".learned.json"
         partial.write_text(json.dumps(text))
         partial.rename(done)
-    found = json.loads(done.read_text())
+    return load(folder)
+
+
+def load(folder: pathlib.Path) -> Learned:
+    """What `learn` left in a folder, mapped."""
+    found = json.loads((folder / "learned.json").read_text())
     tables = {
         name: runs.read(folder / f"learned.{number:04d}.arrow")["x"]
         for number, name in enumerate(found["tables"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rankjax.data import samples
-from rankjax.data.own import formats, reading, schema_file
+from rankjax.data.own import formats, places, reading, schema_file
 from rankjax.schema import Feature, Schema, Table, Task
 
 TableName = Literal["users", "items", "events", "impressions"]
@@ -122,7 +122,8 @@ def parts(schema: schema_file.ImportSchema, files: Sequence[pathlib.Path]) -> li
             specs.append((table, 0, one))
     specs += [("events", i, x) for i, x in enumerate(schema.events)]
     specs += [("impressions", i, x) for i, x in enumerate(schema.impressions)]
-    files = sorted({f.resolve(): f for f in sorted(files)}.values())  # one file, two spellings
+    ordered = sorted(files, key=places.sort_key)
+    files = sorted({places.same(f): f for f in ordered}.values(), key=places.sort_key)
     found: list[Part] = []
     for table, number, spec in specs:
         matched = []

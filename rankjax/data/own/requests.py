@@ -12,41 +12,38 @@ TRIES = 20  # draws of a negative before it is given up
 BUCKETS = {"hour": 3600, "day": 86_400}
 
 
-def gathered(
-    paths: Sequence[pathlib.Path], spec: schema_file.Impressions, count: int, own: bool
-) -> Iterator[pl.DataFrame]:
-    """The rows of sorted runs with a request's time, clock and span on all of its rows.
+def gathered(frame: pl.DataFrame, spec: schema_file.Impressions, own: bool) -> pl.DataFrame:
+    """Rows sorted by `keys_of(spec)` with a request's time, clock and span on all of its rows.
 
-    The runs are sorted by `keys_of(spec)`. A request's time is that of its oldest row. Adds `key`,
-    which sorts requests of one time: the file's number where `own`, else the first row.
+    A request's time is that of its oldest row. Adds `key`, which sorts requests of one time: the
+    file's number where `own`, else the first row.
     Raises ValueError where a request has two users, or rows that the split column parts.
     """
     gap = spec.request_gap or 0
-    for frame in runs.merged(paths, keys_of(spec), count):
-        new = np.ones(frame.height, bool)
-        if spec.request:
-            new[1:] = ~frame["request"].eq_missing(frame["request"].shift(1)).to_numpy()[1:]
-        else:
-            user, time = frame["user"].to_numpy(), frame["time"].to_numpy()
-            new[1:] = (user[1:] != user[:-1]) | (time[1:] - time[:-1] > gap)
-        first = np.flatnonzero(new)[np.cumsum(new) - 1]
-        for name, what in (("user", "users"), ("split", "values of the split column")):
-            x = frame[name].to_numpy()
-            if (x != x[first]).any():
-                at = int(np.argmax(x != x[first]))
-                when = f"at time {frame['time'][int(first[at])]}"
-                which = repr(frame["request"][at]) if spec.request else when
-                raise ValueError(
-                    f"[impressions]: found request {which} with two {what}, expected one (rows "
-                    "of one request share it)"
-                )
-        yield frame.with_columns(
-            frame["time"].gather(first),
-            frame["clock"].gather(first),
-            frame["span"].gather(first),
-            (frame["request"] if own else frame["row"].gather(first)).alias("key"),
-            (frame["time"] - frame["time"].gather(first)).alias("late"),
-        )
+    new = np.ones(frame.height, bool)
+    if spec.request:
+        new[1:] = ~frame["request"].eq_missing(frame["request"].shift(1)).to_numpy()[1:]
+    else:
+        user, time = frame["user"].to_numpy(), frame["time"].to_numpy()
+        new[1:] = (user[1:] != user[:-1]) | (time[1:] - time[:-1] > gap)
+    first = np.flatnonzero(new)[np.cumsum(new) - 1]
+    for name, what in (("user", "users"), ("split", "values of the split column")):
+        x = frame[name].to_numpy()
+        if (x != x[first]).any():
+            at = int(np.argmax(x != x[first]))
+            when = f"at time {frame['time'][int(first[at])]}"
+            which = repr(frame["request"][at]) if spec.request else when
+            raise ValueError(
+                f"[impressions]: found request {which} with two {what}, expected one (rows of one "
+                "request share it)"
+            )
+    return frame.with_columns(
+        frame["time"].gather(first),
+        frame["clock"].gather(first),
+        frame["span"].gather(first),
+        (frame["request"] if own else frame["row"].gather(first)).alias("key"),
+        (frame["time"] - frame["time"].gather(first)).alias("late"),
+    )
 
 
 def families(specs: Sequence[schema_file.Impressions]) -> list[tuple[int, ...]]:
@@ -67,7 +64,7 @@ def own_numbers(specs: Sequence[schema_file.Impressions], paths: Sequence[pathli
 
 
 def keys_of(spec: schema_file.Impressions) -> tuple[str, ...]:
-    """What sorts the runs that `gathered` reads."""
+    """What sorts the runs that are gathered."""
     if spec.request:
         return ("group", "request", "time", "row")
     return ("group", "time", "row")

@@ -5,6 +5,7 @@ keys are found by binary search in the mapped file and read alone. The result de
 only, not on how they were cut into runs, because the keys end with one that orders all rows.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -43,15 +44,45 @@ def merged(paths: Sequence[pathlib.Path], keys: Sequence[str], rows: int) -> Ite
 
     Rows that share the first key come in one frame, however many they are.
     """
+    opened = _Runs.of(paths, keys)
+    for low, last in ranges(paths, keys, rows):
+        yield opened.between(low, last)
+
+
+def between(
+    paths: Sequence[pathlib.Path], keys: Sequence[str], low: int | None, last: int
+) -> pl.DataFrame:
+    """The frame of `merged` with the rows whose first key is > low (None: any) and <= last."""
+    return _Runs.of(paths, keys).between(low, last)
+
+
+def ranges(
+    paths: Sequence[pathlib.Path], keys: Sequence[str], rows: int
+) -> list[tuple[int | None, int]]:
+    """(low, last) of every frame of `merged`."""
+    cuts = [int(x) for x in _cuts(_Runs.of(paths, keys).firsts, rows)]
+    return list(zip([None, *cuts[:-1]], cuts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """Runs that hold rows, mapped; firsts: their first keys."""
+
     # As tables, because a frame holds 16 bytes in memory for every text of a mapped file.
-    opened = [table for table in map(_table, paths) if table.num_rows]
-    firsts = [table[keys[0]].chunk(0).to_numpy() for table in opened]
-    done = np.zeros(len(opened), np.int64)
-    for last in _cuts(firsts, rows):
-        until = np.array([np.searchsorted(x, last, side="right") for x in firsts])
-        parts = [t.slice(a, b - a) for t, a, b in zip(opened, done, until) if b > a]
-        done = until
-        yield pl.concat(map(pl.from_arrow, parts)).sort(keys)
+    tables: list[pa.Table]
+    firsts: list[np.ndarray]
+    keys: Sequence[str]
+
+    @classmethod
+    def of(cls, paths: Sequence[pathlib.Path], keys: Sequence[str]) -> "_Runs":
+        tables = [table for table in map(_table, paths) if table.num_rows]
+        return cls(tables, [table[keys[0]].chunk(0).to_numpy() for table in tables], keys)
+
+    def between(self, low: int | None, last: int) -> pl.DataFrame:
+        at = lambda x, key: int(np.searchsorted(x, key, side="right"))
+        bounds = [(0 if low is None else at(x, low), at(x, last)) for x in self.firsts]
+        parts = [t.slice(a, b - a) for t, (a, b) in zip(self.tables, bounds) if b > a]
+        return pl.concat(map(pl.from_arrow, parts)).sort(self.keys)
 
 
 def _cuts(firsts: list[np.ndarray], rows: int) -> np.ndarray:

@@ -5,6 +5,7 @@ impressions are gathered into requests, or made of clicks and sampled negatives.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from rankjax.data import columns, event_log, samples
+from rankjax.data import engine as engine_lib
 from rankjax.data import shards as shards_lib
 from rankjax.data.own import learning, plan, requests, rows, runs, schema_file
 from rankjax.schema import Schema
@@ -32,10 +34,12 @@ class Job:
     work: pathlib.Path
     chunk: int
 
+    def paths(self, part: plan.Part) -> list[pathlib.Path]:
+        """Of the chunks that stage read left of a part."""
+        return sorted(self.work.glob(f"read.{part.tag}.*.arrow"))
+
     def chunks(self, part: plan.Part) -> Iterator[pl.DataFrame]:
-        """The chunks that stage read left of a part."""
-        for path in sorted(self.work.glob(f"read.{part.tag}.*.arrow")):
-            yield runs.read(path)
+        return map(runs.read, self.paths(part))
 
 
 def write(
@@ -45,6 +49,7 @@ def write(
     made_of: dict[str, Any],
     info: dict[str, Any],
     shards: int | None = None,
+    engine: engine_lib.Engine = engine_lib.here,
 ) -> None:
     """Writes the whole log into `target`; `info` and the schema's own go into the log's.
 
@@ -60,7 +65,7 @@ def write(
             log.append(file, _catalogue(job, learned, file, found))
         past = _events(job, learned, log, found)
         if schema.negatives is None:
-            shown = _impressions(job, log, past, found)
+            shown = _impressions(job, log, past, found, engine)
         else:
             notes.append(requests.rule(schema.negatives))
             shown = _sampled(job, learned, log, past, found)
@@ -194,7 +199,7 @@ def _in_order(frame: pl.DataFrame, first: np.ndarray) -> tuple[pl.DataFrame, int
 
 
 def _impressions(
-    job: Job, log: event_log.LogWriter, past: Past, info: dict[str, Any]
+    job: Job, log: event_log.LogWriter, past: Past, info: dict[str, Any], engine: engine_lib.Engine
 ) -> np.ndarray:
     """Writes the impressions file; returns its rows in each span.
 
@@ -205,12 +210,15 @@ def _impressions(
     specs = job.schema.impressions
     info["request_spread"] = info.get("request_spread", 0)
     own = requests.own_numbers(specs, sorted(job.work.glob("shown.*.arrow")))
-    for family in requests.families(specs):
-        paths = [p for i in family for p in sorted(job.work.glob(f"shown.{i}.*.arrow"))]
-        for k, frame in enumerate(requests.gathered(paths, specs[family[0]], job.chunk, own)):
-            path = job.work / f"asked.{family[0]}.{k:06d}.arrow"
-            info["request_spread"] = max(info["request_spread"], int(frame["late"].max() or 0))
-            runs.write_run(path, frame.drop("request", "late"), ASKED_KEYS)
+    pieces = [
+        (family, k, low, last)
+        for family in requests.families(specs)
+        for k, (low, last) in enumerate(
+            runs.ranges(_shown(job, family), requests.keys_of(specs[family[0]]), job.chunk)
+        )
+    ]
+    for late in engine(functools.partial(_gather, job, own), pieces):
+        info["request_spread"] = max(info["request_spread"], late)
     paths = sorted(job.work.glob("asked.*.arrow"))
     names = columns.kinds("impressions", job.log_schema)
     shown = np.zeros(len(columns.SPANS), np.int64)
@@ -223,6 +231,24 @@ def _impressions(
         log.append("impressions", requests.log_columns(frame, names))
         shown += np.bincount(frame["span"].to_numpy(), minlength=len(shown))
     return shown
+
+
+def _shown(job: Job, family: tuple[int, ...]) -> list[pathlib.Path]:
+    return [p for i in family for p in sorted(job.work.glob(f"shown.{i}.*.arrow"))]
+
+
+def _gather(job: Job, own: bool, piece: tuple[tuple[int, ...], int, int | None, int]) -> int:
+    """Requests put together: the rows of a family with keys in a range, as a run.
+
+    Returns the most seconds from a request's time to a row of it.
+    """
+    family, number, low, last = piece
+    spec = job.schema.impressions[family[0]]
+    rows_ = runs.between(_shown(job, family), requests.keys_of(spec), low, last)
+    frame = requests.gathered(rows_, spec, own)
+    path = job.work / f"asked.{family[0]}.{number:06d}.arrow"
+    runs.write_run(path, frame.drop("request", "late"), ASKED_KEYS)
+    return int(frame["late"].max() or 0)
 
 
 def _sampled(

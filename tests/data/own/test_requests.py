@@ -46,12 +46,17 @@ def write_runs(
     return paths
 
 
+def gathered(paths, one: schema_file.Impressions, count: int, own: bool) -> list[pl.DataFrame]:
+    frames = runs.merged(paths, requests.keys_of(one), count)
+    return [requests.gathered(frame, one, own) for frame in frames]
+
+
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize(("size", "count"), [(1000, 1000), (17, 5), (40, 1)])
 def test_a_request_gets_the_time_clock_and_span_of_its_oldest_row(text, size, count, tmp_path):
     frame, one = shown(np.random.default_rng(0), 150, text), spec(request="r")
     paths = write_runs(tmp_path, frame, requests.keys_of(one), size)
-    found = list(requests.gathered(paths, one, count, not text))
+    found = gathered(paths, one, count, not text)
     by_request = collections.defaultdict(list)
     for row in frame.sort("time", "row").rows(named=True):
         by_request[row["request"]].append(row)
@@ -74,7 +79,7 @@ def test_without_ids_a_gap_of_time_parts_requests(gap, tmp_path):
     frame = frame.with_columns(request=pl.lit(None, pl.Int64))
     one = spec(request_gap=gap)
     paths = write_runs(tmp_path, frame, requests.keys_of(one), 30)
-    found = pl.concat(list(requests.gathered(paths, one, 20, False)))
+    found = pl.concat(gathered(paths, one, 20, False))
     wanted, first, last = {}, None, None
     for row in frame.sort("user", "time", "row").rows(named=True):
         chained = last and last["user"] == row["user"] and row["time"] - last["time"] <= (gap or 0)
@@ -103,7 +108,7 @@ def test_a_request_of_two_users_or_splits_is_refused(given, column, message, tmp
     one = spec(**given)
     paths = write_runs(tmp_path, frame.with_columns(other), requests.keys_of(one), 4)
     with pytest.raises(ValueError, match=rf"\[impressions\]: {message}"):
-        list(requests.gathered(paths, one, 10, False))
+        gathered(paths, one, 10, False)
 
 
 def test_families_and_whose_numbers_the_log_keeps(tmp_path):

@@ -1,0 +1,220 @@
+"""Who does the pieces of a long work: this process, or the workers of a Ray cluster.
+
+A piece leaves files in a folder that all share, and returns a small note; a piece that is done
+twice leaves the same files. So a worker that dies costs the pieces that it was at, which others do
+again, and no data go through the cluster's memory.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import platform
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+import rankjax
+
+# (what to do with a piece, the pieces) -> what it returned, in the order of the pieces
+Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+TRIES = 3  # of a piece whose worker dies
+AHEAD = 2  # pieces that wait for each CPU of the cluster
+ANSWER = 120  # seconds in which a node must say what it sees
+EXPECTED = "expected one: start it with `ray start --head`, or name it with --address HOST:PORT"
+
+
+def here(work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
+    """One piece after the other, in this process."""
+    return map(work, pieces)
+
+
+@contextlib.contextmanager
+def on_ray(
+    address: str, folder: pathlib.Path, files: Sequence[pathlib.Path] = ()
+) -> Iterator["Workers"]:
+    """The workers of an existing cluster: a piece a CPU.
+
+    address: host:port of the cluster's head; "auto" is RAY_ADDRESS, or the cluster of this machine.
+    folder, files: of file systems that every node must see at the same paths.
+
+    Raises:
+      ValueError: Ray is not installed, no cluster is there, a node does not answer, sees not the
+        same folder or files, or has other versions.
+    """
+    with connected(address) as ray:
+        _check_nodes(ray, folder, files)
+        yield Workers(ray)
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """The ray module, connected to an existing cluster; a connection that is there is kept.
+
+    Raises ValueError as `on_ray`.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError(
+            f"found no Ray ({error}), expected it installed: pip install 'rankjax[ray]'"
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if address != "auto":
+        _check_address(address)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own later default
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError) as error:  # none, or one of another version
+        where = "this machine" if address == "auto" else address
+        raise ValueError(f"found no Ray cluster at {where} ({_line(error)}), {EXPECTED}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raises ValueError where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ValueError(f"found no Ray cluster at {address} ({error}), {EXPECTED}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes, so that pieces are the same wherever they are done."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    found = {"python": python, "rankjax": rankjax.__version__}
+    return found | {"polars": pl.__version__, "pyarrow": pa.__version__}
+
+
+def _seen(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The files that a node does not see, and its versions."""
+    return [name for name in names if not os.path.exists(name)], versions()
+
+
+def _check_nodes(ray: Any, folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
+    """Asks every node whether it sees a file that is made here, the user's files, and the same
+    versions; ValueError for the first that does not."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / f".seen-by-all.{uuid.uuid4().hex}"
+    marker.touch()
+    names = [str(marker.absolute()), *(str(f.absolute()) for f in files)]
+    look, asked = ray.remote(num_cpus=0)(_seen), {}
+    try:
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                reference = look.options(scheduling_strategy=there).remote(names)
+                asked[reference] = node["NodeManagerHostname"]
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+        if silent:
+            late = sorted(asked[x] for x in silent)
+            raise ValueError(f"nodes {late}: found no answer in {ANSWER} s, expected one of each")
+        for reference in answered:
+            try:
+                missing, found = ray.get(reference)
+            except ray.exceptions.RayError as error:  # such as: rankjax is not installed there
+                raise ValueError(
+                    f"node {asked[reference]}: found {_line(error)}, expected rankjax as here"
+                ) from error
+            _compare(f"node {asked[reference]}", names, missing, found, folder)
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _compare(
+    node: str,
+    names: Sequence[str],
+    missing: Sequence[str],
+    found: dict[str, str],
+    folder: pathlib.Path,
+) -> None:
+    if names[0] in missing:
+        raise ValueError(
+            f"{node}: found no folder {folder}, expected the same one on all nodes (a file system "
+            "that they share)"
+        )
+    if missing:
+        raise ValueError(
+            f"{node}: found no file {missing[0]}, expected it on all nodes (a file system that "
+            "they share, or an object store)"
+        )
+    if found != (wanted := versions()):
+        raise ValueError(f"{node}: found {found}, expected {wanted} as here")
+
+
+@dataclasses.dataclass
+class Workers:
+    """An Engine: pieces are tasks of a connected cluster.
+
+    peak_mib: the most memory that a worker has taken so far. Raises what a piece raises, as it
+    would here, and ChildProcessError where the workers of a piece died TRIES times.
+    """
+
+    ray: Any
+    peak_mib: float = 0.0
+
+    def __call__(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
+        # A worker has one CPU: Polars shall not start a thread for each of the machine's.
+        options = {"num_cpus": 1, "max_retries": TRIES - 1}
+        options["runtime_env"] = {"env_vars": {"POLARS_MAX_THREADS": "1"}}
+        task, shared = self.ray.remote(**options)(_do), self.ray.put(work)
+        ahead = max(1, AHEAD * int(self.ray.cluster_resources().get("CPU", 1)))
+        waiting: collections.deque = collections.deque()
+        left = iter(pieces)
+        try:
+            while True:
+                new = itertools.islice(left, ahead - len(waiting))
+                waiting.extend(task.remote(shared, piece) for piece in new)
+                if not waiting:
+                    return
+                result, peak = self._result(waiting.popleft())
+                self.peak_mib = max(self.peak_mib, peak)
+                yield result
+        finally:
+            for one in waiting:
+                self.ray.cancel(one)
+
+    def _result(self, reference: Any) -> tuple[Any, float]:
+        try:
+            return self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self.ray.exceptions.RayError as error:
+            raise ChildProcessError(
+                f"found workers that died {TRIES} times at one piece, expected none "
+                f"({_line(error)})"
+            ) from error
+
+
+def _do(work: Callable[[Any], Any], piece: Any) -> tuple[Any, float]:
+    return work(piece), peak_mib()
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had, in MiB; 0 where the system does not say."""
+    if sys.platform != "linux":  # elsewhere there is none, or in other units
+        return 0.0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
