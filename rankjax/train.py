@@ -93,8 +93,8 @@ def run(
     """Trains once over `train_samples`; with a folder, saves and resumes there.
 
     Ctrl-C and SIGTERM save and raise KeyboardInterrupt. A run killed at any moment resumes at its
-    newest checkpoint and ends with the same bits as one that was never killed (on CPU). On a mesh it
-    may resume on another mesh, and on another number of hosts; then the same up to rounding.
+    newest checkpoint and ends with the same bits as one that was never killed (on CPU). On a mesh
+    it may resume on another mesh, and on another number of hosts; then the same up to rounding.
 
     Args:
       folder: which all hosts share; needed where there are several.

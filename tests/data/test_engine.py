@@ -146,7 +146,7 @@ def test_no_cluster_on_this_machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", none)
     with (
-        pytest.raises(ValueError, match="found no Ray cluster at this machine .*`ray start --hea"),
+        pytest.raises(ValueError, match=r"found no Ray cluster at this machine .*`ray start --hea"),
         engine.connected("auto"),
     ):
         pass
