@@ -180,7 +180,11 @@ def data_split(
 
 
 def data_export(
-    log: Folder, out: Folder, format: Literal["csv", "parquet"] = "csv", json: bool = False
+    log: Folder,
+    out: Folder,
+    format: Literal["csv", "parquet"] = "csv",
+    parts: int = 1,
+    json: bool = False,
 ) -> None:
     """Write a log as plain files with a schema.toml that imports them back.
 
@@ -188,6 +192,8 @@ def data_export(
       log: a prepared log.
       out: folder for users, items, events, impressions and schema.toml.
       format: of the files.
+      parts: of each file.
       json: print JSON.
     """
-    show({"schema": str(export.export(event_log.EventLog.open(log), out, format))}, json)
+    opened = event_log.EventLog.open(log)
+    show({"schema": str(export.export(opened, out, format, parts))}, json)

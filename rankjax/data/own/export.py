@@ -29,18 +29,22 @@ SEPARATOR = "|"  # between the ids of one CSV cell
 
 
 def export(
-    log: event_log.EventLog, folder: str | os.PathLike, format: Format = "csv"
+    log: event_log.EventLog, folder: str | os.PathLike, format: Format = "csv", parts: int = 1
 ) -> pathlib.Path:
     """Writes the log's files and their schema.toml into `folder`; returns the path of the latter.
+
+    parts: of each file, as users-00000.parquet and so on; 1: users.parquet.
 
     Row 0 of users and items, the missing one, is left out, and so are counters (said on stderr),
     which can be counted again. Memory is bounded by event_log.CHUNK rows.
 
-    Raises ValueError: the format is unknown, `folder` is not empty, the users or items have no id
-    feature of their own ("user", "item"), only some rows name no item.
+    Raises ValueError: the format is unknown, no parts, `folder` is not empty, the users or items
+    have no id feature of their own ("user", "item"), only some rows name no item.
     """
     if format not in FORMATS:
         raise ValueError(f"export: format={format!r}, expected one of {FORMATS}")
+    if parts < 1:
+        raise ValueError(f"export: parts={parts}, expected 1 or more")
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: found a folder that is not empty, expected none")
@@ -51,12 +55,17 @@ def export(
             "counts them again",
             file=sys.stderr,
         )
-    written = _schema(log, kept, format)
+    written = _schema(log, kept, format, parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for file in columns.FILES:
-            _write(temporary / f"{file}.{format}", _frames(log, kept, file, format))
+            first = int(file in ("users", "items"))  # row 0 is the missing one
+            ends = [first + (log.rows(file) - first) * k // parts for k in range(parts + 1)]
+            for k in range(parts):
+                name = f"{file}.{format}" if parts == 1 else f"{file}-{k:05d}.{format}"
+                frames = _frames(log, kept, file, format, ends[k], ends[k + 1])
+                _write(temporary / name, frames)
         head = f"# A log of rankjax as {format} files; ids are rows of its files and tables.\n"
         text = head + toml_tables.text(written)
         (temporary / "schema.toml").write_text(text, encoding="utf-8")
@@ -83,17 +92,16 @@ def _write(path: pathlib.Path, frames: Iterator[pl.DataFrame]) -> None:
 
 
 def _frames(
-    log: event_log.EventLog, kept: Schema, file: str, format: Format
+    log: event_log.EventLog, kept: Schema, file: str, format: Format, first: int, end: int
 ) -> Iterator[pl.DataFrame]:
-    """The rows of one file, from row 1 on where row 0 is the missing one; at least one frame."""
-    first = int(file in ("users", "items"))
+    """The rows first .. end of one file; at least one frame."""
     names = [*columns.kinds(file, kept), *(["birth"] if _has_birth(log, file) else [])]
     if "item" in names and file in ("events", "impressions") and not _items_named(log, file):
         names.remove("item")
-    for start in range(first, max(log.rows(file), first + 1), event_log.CHUNK):
-        rows = slice(start, start + event_log.CHUNK)
+    for start in range(first, max(end, first + 1), event_log.CHUNK):
+        rows = slice(start, min(start + event_log.CHUNK, end))
         found = [_series(name, log.column(file, name)[rows], format) for name in names]
-        if first:
+        if file in ("users", "items"):
             ids = np.arange(start, start + len(found[0]))
             found.insert(0, pl.Series(_id_column(kept, file), ids))
         yield pl.DataFrame(found)
@@ -138,9 +146,12 @@ def _items_named(log: event_log.EventLog, file: str) -> bool:
     return named > 0 or not len(items)
 
 
-def _schema(log: event_log.EventLog, kept: Schema, format: Format) -> schema_file.ImportSchema:
+def _schema(
+    log: event_log.EventLog, kept: Schema, format: Format, parts: int
+) -> schema_file.ImportSchema:
     """What the files hold, so that an import says the same as the log's schema."""
     exact = kept.time_exact
+    end = f".{format}" if parts == 1 else f"-*.{format}"
 
     def features(*sides: str, but: str = "") -> dict[str, Input]:
         return {f.name: _input(kept, f, format) for f in kept.of(*sides) if f.name != but}
@@ -148,11 +159,11 @@ def _schema(log: event_log.EventLog, kept: Schema, format: Format) -> schema_fil
     def acts(file: str) -> dict[str, object]:
         item = {"item": "item"} if _items_named(log, file) else {}
         order = {} if exact else {"order": "order"}
-        return {"files": (f"{file}.{format}",), "user": "user", "time": "time", **item, **order}
+        return {"files": (f"{file}{end}",), "user": "user", "time": "time", **item, **order}
 
     def catalogue(file: str, side: str) -> schema_file.Catalogue:
         return schema_file.Catalogue(
-            files=(f"{file}.{format}",),
+            files=(f"{file}{end}",),
             id=_id_column(kept, file),
             birth="birth" if _has_birth(log, file) else "",
             features=features(side, but=side),

@@ -5,6 +5,7 @@ import dataclasses
 import tomllib
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet
 import pytest
 
@@ -82,6 +83,24 @@ def test_parquet_files_hold_lists_and_types(tmp_path):
             assert table[name].to_pylist() == x[first:].tolist()
             if x.ndim == 1:
                 assert table[name].type == str(x.dtype).replace("float32", "float")
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_parts_are_the_file_and_come_back_as_it_does(format, tmp_path):
+    log = tiny_log(tmp_path / "log")
+    whole = export.export(log, tmp_path / "whole", format)
+    parts = export.export(log, tmp_path / "parts", format, parts=3)
+    for file in event_log.FILES:
+        paths = [parts.parent / f"{file}-{k:05d}.{format}" for k in range(3)]
+        read = pl.read_parquet if format == "parquet" else pl.read_csv
+        assert pl.concat(map(read, paths)).equals(read(whole.parent / f"{file}.{format}"))
+    one, other = (back(path, tmp_path / f"back {k}") for k, path in enumerate((whole, parts)))
+    assert one.schema == other.schema
+    for file in event_log.FILES:
+        for name, x in one.columns[file].items():
+            np.testing.assert_array_equal(other.column(file, name), x)
+    with pytest.raises(ValueError, match=r"parts=0, expected 1 or more"):
+        export.export(log, tmp_path / "none", parts=0)
 
 
 @pytest.mark.parametrize("format", export.FORMATS)
