@@ -20,6 +20,7 @@ TESTS_WITHOUT_FILE = {
     "test_ci.py": ".ci/",
     "test_notebooks.py": "colab/",
     "test_experiments.py": "experiments/",
+    "test_launch.py": "experiments/launch/",
     "test_own_schemas.py": "experiments/schemas/",
     "test_readme.py": "README.md and docs/",
     "test_add_an_architecture.py": "docs/add-an-architecture.md",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-import rich
+import rich.console
 import rich.table
 
 from rankjax import sharding
@@ -70,7 +70,10 @@ def run(
 
 
 def show(found: Sequence[dict[str, Any]]) -> None:
-    """Bytes in GiB, seconds in ms: at the published peaks, and where it says by the compiler."""
+    """Bytes in GiB, seconds in ms: at the published peaks, and where it says by the compiler.
+
+    A file or a pipe, which has no width, gets whole lines.
+    """
     said = any("seconds_by_compiler" in row for row in found)
     more = ("by compiler",) if said else ()
     table = rich.table.Table(*COLUMNS, *more, "requests/s at most", "fits")
@@ -86,10 +89,13 @@ def show(found: Sequence[dict[str, Any]]) -> None:
         expected = row.get("seconds_by_compiler")
         own = [f"{1e3 * expected:,.2f} ms" if expected else ""] if said else []
         table.add_row(*cells, memory, share, seconds, row.get("limit", ""), *own, rate, fits)
-    rich.print(table)
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.size = rich.console.ConsoleDimensions(10**4, 25)
+    console.print(table)
     for row in found:
         if "error" in row:
-            rich.print(f"{row['strategy']}, {row['rows']} rows: {row['error']}")
+            console.print(f"{row['strategy']}, {row['rows']} rows: {row['error']}")
 
 
 def figure(found: Sequence[dict[str, Any]], title: str, path: pathlib.Path) -> None:

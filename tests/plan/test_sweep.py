@@ -67,7 +67,6 @@ def test_the_fastest_that_fits_comes_first(monkeypatch, capsys):
     assert found[0]["seconds"] == pytest.approx(0.5)
     assert found[0]["seconds_by_compiler"] == 0.75 and "seconds_by_compiler" not in found[2]
     assert found[0]["cost_of_a_billion_requests_at_least"] == 3.0
-    monkeypatch.setenv("COLUMNS", "200")
     sweep.show(found)
     shown = capsys.readouterr().out
     assert "by compiler" in shown and shown.count("750.00 ms") == 2

@@ -104,7 +104,7 @@ def opened_parquet(path: pathlib.Path) -> Iterator[pyarrow.parquet.ParquetFile]:
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(path.open("rb")) if places.is_remote(path) else path
         yield stack.enter_context(
-            pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+            pyarrow.parquet.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
         )
 
 

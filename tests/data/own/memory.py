@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet
 
 SCHEMA = """
 name = "wide"
@@ -79,3 +80,32 @@ def write_rows(path: pathlib.Path, n: int) -> None:
         "tags": word() + "|" + word(),
     }
     pl.DataFrame(rows | {name: word() for name in "abcd"}).write_csv(path)
+
+
+# Arguments: file, folder of the log, "import" or "read", MiB that may be taken beyond those before.
+LIMITED = f"""
+import pathlib, resource, sys, tomllib
+import polars as pl
+from rankjax.data import importer
+from rankjax.data.own import formats, schema_file
+
+formats.BATCH = 1 << 16
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+data = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmData"))
+most = data + int(sys.argv[4]) * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+if sys.argv[3] == "read":
+    pl.read_parquet(sys.argv[1], memory_map=False)
+else:
+    schema = schema_file.parse(tomllib.loads({SCHEMA!r}), "schema")
+    importer.run(schema, [sys.argv[1]], sys.argv[2], chunk=50_000)
+"""
+
+
+def write_parquet(path: pathlib.Path, n: int) -> None:
+    """The rows of `write_rows` as Parquet, neither compressed nor in dictionaries."""
+    write_rows(path.with_suffix(".csv"), n)
+    table = pl.read_csv(path.with_suffix(".csv")).to_arrow(compat_level=pl.CompatLevel.oldest())
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 100_000}
+    pyarrow.parquet.write_table(table, path, **options)
+    path.with_suffix(".csv").unlink()
