@@ -7,6 +7,7 @@ batch       Batch, Tokens and Features: the pytrees every model and metric takes
 sharding    the mesh of devices, and which array is split along which axis
 hosts       many processes that train as one: joining, agreeing, saying which of them failed
 host_watcher  the process beside each host that outlives it
+screen      where wide tables are printed: whole lines in a file or a pipe
 memory      how much of it this machine has and lets this process take
 packing     several samples in one row: side by side, or jagged, without padding between
 papers      what a model file says of its paper: sizes, printed figures, open points

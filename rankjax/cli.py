@@ -17,7 +17,7 @@ import rich.progress
 import rich.table
 import tyro
 
-from rankjax import baseline, bench, catalogue, doctor, hosts, models, sharding, train
+from rankjax import baseline, bench, catalogue, doctor, hosts, models, screen, sharding, train
 from rankjax.data import commands, event_log, samples
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.layers import stack
@@ -135,8 +135,8 @@ def train_one(
         samples=chosen,
         budget=budget,
     )
-    screen = rich.console.Console(stderr=True)  # stdout is the result's
-    with rich.progress.Progress(console=screen, disable=not screen.is_terminal) as bars:
+    bars_on = rich.console.Console(stderr=True)  # stdout is the result's
+    with rich.progress.Progress(console=bars_on, disable=not bars_on.is_terminal) as bars:
         bar = bars.add_task("steps", total=None)
         result, timing = trial.run(
             spec, opened, out, test=test, place=sharding.chosen(mesh), compute=compute,
@@ -227,7 +227,7 @@ def _show_sizes(rows: list[dict], as_json: bool) -> None:
     for row in rows:
         numbers = [row[x] if isinstance(row[x], str) else _count(row[x]) for x in short]
         table.add_row(*numbers, "yes" if row["chosen"] else "")
-    rich.print(table)
+    screen.wide().print(table)
     print(f"paper_params, paper_flops: each paper's own scope (--json says which). {catalogue.ON}.")
 
 

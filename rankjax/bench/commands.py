@@ -13,7 +13,7 @@ import rich.table
 import rich.text
 import tyro
 
-from rankjax import catalogue, models
+from rankjax import catalogue, models, screen
 from rankjax.bench import (
     block_inputs,
     blocks,
@@ -346,7 +346,7 @@ def show(found: dict[str, Any], console: rich.console.Console | None = None) -> 
         if isinstance(value, dict):
             values = [value[key] for key in ("median", "min", "max")]
         table.add_row(*(rich.text.Text(_word(x)) for x in (" / ".join(path), *values)))
-    (console or rich.console.Console()).print(table)
+    (console or screen.wide()).print(table)
 
 
 def _word(value: Any) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-import rich.console
 import rich.table
 
-from rankjax import sharding
+from rankjax import screen, sharding
 from rankjax.layers import stack
 from rankjax.plan import bill, targets
 
@@ -70,10 +69,7 @@ def run(
 
 
 def show(found: Sequence[dict[str, Any]]) -> None:
-    """Bytes in GiB, seconds in ms: at the published peaks, and where it says by the compiler.
-
-    A file or a pipe, which has no width, gets whole lines.
-    """
+    """Bytes in GiB, seconds in ms: at the published peaks, and where it says by the compiler."""
     said = any("seconds_by_compiler" in row for row in found)
     more = ("by compiler",) if said else ()
     table = rich.table.Table(*COLUMNS, *more, "requests/s at most", "fits")
@@ -89,9 +85,7 @@ def show(found: Sequence[dict[str, Any]]) -> None:
         expected = row.get("seconds_by_compiler")
         own = [f"{1e3 * expected:,.2f} ms" if expected else ""] if said else []
         table.add_row(*cells, memory, share, seconds, row.get("limit", ""), *own, rate, fits)
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console.size = rich.console.ConsoleDimensions(10**4, 25)
+    console = screen.wide()
     console.print(table)
     for row in found:
         if "error" in row:

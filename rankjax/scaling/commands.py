@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import rich
 import tyro
 
-from rankjax import models, train
+from rankjax import models, screen, train
 from rankjax.data import event_log
 from rankjax.scaling import budget, engines, estimate, presets, report, study
 
@@ -128,8 +128,9 @@ def show_bill(bill: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json_text.dumps(bill))
         return
+    console = screen.wide()
     for part in estimate.tables(bill):
-        rich.print(part)
+        console.print(part)
 
 
 def show(path: pathlib.Path, as_json: bool) -> None:

@@ -161,10 +161,10 @@ def tables(found: dict[str, Any]) -> list[rich.table.Table | str]:
 
 
 def _table(*columns: str) -> rich.table.Table:
-    """Of which only the sizes break into lines, as a pipe has 80 columns."""
+    """Of which only the sizes break into lines."""
     table = rich.table.Table(box=rich.box.SIMPLE)
     for name in columns:
-        table.add_column(name, no_wrap=name != "sizes")
+        table.add_column(name, no_wrap=name != "sizes", min_width=5)
     return table
 
 

@@ -2,6 +2,7 @@
 imports go on; what does not fit is refused by file, row and column."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -382,6 +383,25 @@ def test_memory_is_bounded_by_a_chunk(tmp_path):
         peaks.append(int(done.stdout))
     assert peaks[1] < 0.7 * path.stat().st_size
     assert peaks[1] < 1.3 * peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process may map")
+def test_parquet_larger_than_the_memory_limit_is_imported_within_it(tmp_path):
+    path, mib = tmp_path / "shown.parquet", 700
+    memory.write_parquet(path, 4_000_000)
+    assert path.stat().st_size > 1.4 * mib * 2**20
+    # What allocators set aside for speed counts too.
+    frugal = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+
+    def within(what: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", memory.LIMITED, path, tmp_path / "log", what, str(mib)]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | frugal)
+
+    assert "memory" in within("read").stderr  # all of it at once does not fit
+    done = within("import")
+    assert done.returncode == 0, done.stderr
+    assert event_log.EventLog.open(tmp_path / "log").rows("impressions") == 4_000_000
 
 
 def test_what_is_at_its_default_does_not_change_the_fingerprint():

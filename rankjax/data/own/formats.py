@@ -79,6 +79,8 @@ def _refusals(path: pathlib.Path) -> Iterator[None]:
     """What the libraries say of a file, as a ValueError that names it."""
     try:
         yield
+    except MemoryError:  # PyArrow's is one of its exceptions too, and the file is whole
+        raise
     except (
         *(pa.ArrowException, OSError, UnicodeDecodeError),
         *(pl.exceptions.PolarsError, pl.exceptions.PanicException),

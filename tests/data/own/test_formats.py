@@ -386,6 +386,17 @@ def test_a_file_of_no_rows_has_columns(name, tmp_path):
     assert found and all(f.height == 0 and sorted(f.columns) == ["m", "n"] for f in found)
 
 
+def test_too_little_memory_is_not_said_to_be_the_file_s_fault(tmp_path, monkeypatch):
+    write(tmp_path / "f.parquet", "parquet")
+
+    def full(*_, **__):
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", full)
+    with pytest.raises(MemoryError, match="malloc of size 64"):
+        list(formats.raw_frames(tmp_path / "f.parquet", spec(), None, None))
+
+
 def test_a_row_longer_than_a_block_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "BLOCK", 100)
     (tmp_path / "f.csv").write_text("n,m\n" + "1,2\n" * 10 + '1,"' + "x,\n" * 200 + '"\n')
