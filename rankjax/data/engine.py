@@ -12,7 +12,6 @@ import itertools
 import os
 import pathlib
 import platform
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +21,12 @@ import polars as pl
 import pyarrow as pa
 
 import rankjax
+from rankjax import ray_cluster
 
 # (what to do with a piece, the pieces) -> what it returned, in the order of the pieces
 Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 TRIES = 3  # of a piece whose worker dies
 AHEAD = 2  # pieces that wait for each CPU of the cluster
-ANSWER = 120  # seconds in which a node must say what it sees
-EXPECTED = "expected one: start it with `ray start --head`, or name it with --address HOST:PORT"
 
 
 def here(work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
@@ -49,53 +47,9 @@ def on_ray(
       ValueError: Ray is not installed, no cluster is there, a node does not answer, sees not the
         same folder or files, or has other versions.
     """
-    with connected(address) as ray:
+    with ray_cluster.connected(address) as ray:
         _check_nodes(ray, folder, files)
         yield Workers(ray)
-
-
-@contextlib.contextmanager
-def connected(address: str) -> Iterator[Any]:
-    """The ray module, connected to an existing cluster; a connection that is there is kept.
-
-    Raises ValueError as `on_ray`.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            f"found no Ray ({error}), expected it installed: pip install 'rankjax[ray]'"
-        ) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if address != "auto":
-        _check_address(address)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own later default
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError) as error:  # none, or one of another version
-        where = "this machine" if address == "auto" else address
-        raise ValueError(f"found no Ray cluster at {where} ({_line(error)}), {EXPECTED}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Raises ValueError where nobody listens; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError, ValueError) as error:
-        raise ValueError(f"found no Ray cluster at {address} ({error}), {EXPECTED}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def versions() -> dict[str, str]:
@@ -113,31 +67,13 @@ def _seen(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def _check_nodes(ray: Any, folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
     """Asks every node whether it sees a file that is made here, the user's files, and the same
     versions; ValueError for the first that does not."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / f".seen-by-all.{uuid.uuid4().hex}"
     marker.touch()
     names = [str(marker.absolute()), *(str(f.absolute()) for f in files)]
-    look, asked = ray.remote(num_cpus=0)(_seen), {}
     try:
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                reference = look.options(scheduling_strategy=there).remote(names)
-                asked[reference] = node["NodeManagerHostname"]
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
-        if silent:
-            late = sorted(asked[x] for x in silent)
-            raise ValueError(f"nodes {late}: found no answer in {ANSWER} s, expected one of each")
-        for reference in answered:
-            try:
-                missing, found = ray.get(reference)
-            except ray.exceptions.RayError as error:  # such as: rankjax is not installed there
-                raise ValueError(
-                    f"node {asked[reference]}: found {_line(error)}, expected rankjax as here"
-                ) from error
-            _compare(f"node {asked[reference]}", names, missing, found, folder)
+        for node, said in ray_cluster.answers(ray, ray_cluster.alive(ray), _seen, names):
+            _compare(f"node {node}", names, *said, folder)
     finally:
         marker.unlink(missing_ok=True)
 
@@ -203,7 +139,7 @@ class Workers:
         except self.ray.exceptions.RayError as error:
             raise ChildProcessError(
                 f"found workers that died {TRIES} times at one piece, expected none "
-                f"({_line(error)})"
+                f"({ray_cluster.line(error)})"
             ) from error
 
 

@@ -141,7 +141,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if key.endswith("bytes") or key == "collectives":
             return f"{value / 2**20:,.1f} MiB"
-        if key == "flops":
+        if key in ("flops", "flops_counted"):
             return f"{value / 1e9:,.2f} GFLOP"
         if key.startswith("seconds"):
             return f"{1e3 * value:,.3f} ms"

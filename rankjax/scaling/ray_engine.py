@@ -6,27 +6,22 @@ which all nodes share, and goes on from the newest checkpoint there. So a worker
 steps since then, whichever node takes the trial next.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-import re
-import socket
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from rankjax import checkpoint
+from rankjax import checkpoint, ray_cluster
 from rankjax.data import event_log
 from rankjax.scaling import cores, nodes, study, workers
 
-ANSWER = 120  # seconds in which a node must say what it finds
 SAVE = 60  # seconds that tasks have to save when they are stopped
 AGAIN = 5.0  # seconds until a trial that another process holds is tried again
 DEATHS = 4  # in a row without a new checkpoint; then a trial is given up
@@ -94,12 +89,11 @@ def run(
       workers.Failed: a trial failed, with its traceback, or its worker died again and again.
     """
     resources = Resources() if resources is None else resources
-    ray = _imported()
     folder = pathlib.Path(folder).absolute()
     asked = dataclasses.replace(asked, log=str(pathlib.Path(asked.log).absolute()))
     jax.config.update("jax_platforms", "cpu")
-    with _connected(ray, address):
-        able = _able(ray.nodes(), resources)
+    with ray_cluster.connected(address) as ray:
+        able = _able(ray_cluster.alive(ray), resources)
         log = workers.begin(asked, folder)
         with nodes.expecting(asked, folder, log) as expected:
             _check(ray, able, expected)
@@ -109,55 +103,13 @@ def run(
 
 def check(resources: Resources, address: str | None = None) -> None:
     """Raises ValueError where no cluster answers, or none of its nodes has the resources."""
-    ray = _imported()
-    with _connected(ray, address):
-        _able(ray.nodes(), resources)
+    with ray_cluster.connected(address) as ray:
+        _able(ray_cluster.alive(ray), resources)
 
 
-def _imported() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(
-            f"study: --engine ray: {error}; expected Ray: pip install 'rankjax[ray]'"
-        ) from error
-    return ray
-
-
-@contextlib.contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """To a cluster that runs; none is started here. A connection that is there already is kept."""
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    start = "start one with `ray start --head`, or name it with --address HOST:PORT"
-    if address != "auto":  # Ray itself tries for minutes
-        match = re.fullmatch(r"(.+):(\d+)", address)
-        if match is None or "://" in address:
-            raise ValueError(f"study: found Ray address {address!r}, expected HOST:PORT or auto")
-        try:
-            socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=10).close()
-        except (OSError, OverflowError) as error:
-            raise ValueError(
-                f"study: found no Ray cluster at {address} ({error}), expected its head; {start}"
-            ) from error
-    with contextlib.redirect_stdout(sys.stderr):  # what Ray has to say; stdout is the result's
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError) as error:  # none; or one of another version
-            said = " ".join(str(error).split())
-            raise ValueError(f"study: no Ray cluster at {address} ({said}); {start}") from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _able(found: list[dict[str, Any]], resources: Resources) -> list[dict[str, Any]]:
-    """Of `ray.nodes()`, those that can hold a trial; ValueError where there is none."""
+def _able(alive: list[dict[str, Any]], resources: Resources) -> list[dict[str, Any]]:
+    """Those of the nodes that can hold a trial; ValueError where there is none."""
     needed = resources.needed()
-    alive = [n for n in found if n["Alive"]]
     able = [n for n in alive if all(n["Resources"].get(k, 0) >= v for k, v in needed.items())]
     if not able:
         plain = lambda r: {k: v for k, v in r.items() if ":" not in k and "memory" not in k}
@@ -168,26 +120,11 @@ def _able(found: list[dict[str, Any]], resources: Resources) -> list[dict[str, A
 
 def _check(ray: Any, able: list[dict[str, Any]], expected: nodes.Expected) -> None:
     """Asks every node what it finds, before any work; ValueError for the first that complains."""
-    from ray.util import scheduling_strategies
-
-    look = ray.remote(nodes.complaint)
-    asked = {}
-    for node in able:
-        there = scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": there}
-        env = {"runtime_env": {"env_vars": _environment(Resources())}}
-        asked[look.options(**options, **env).remote(expected)] = node["NodeManagerHostname"]
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
-    for ref in answered:
-        try:
-            said = ray.get(ref)
-        except ray.exceptions.RayError as error:  # such as: rankjax is not installed there
-            said = f"{asked[ref]}: {error}"
+    environment = _environment(Resources())
+    look = nodes.complaint
+    for _, said in ray_cluster.answers(ray, able, look, expected, environment=environment):
         if said:
             raise ValueError(f"study: {said}")
-    if silent:
-        names = [asked[ref] for ref in silent]
-        raise ValueError(f"study: no answer of {names} in {ANSWER} s, expected one of every node")
 
 
 def _environment(resources: Resources) -> dict[str, str]:
@@ -287,7 +224,7 @@ class _Trials:
         count = count + 1 if newest == before else 1
         self.deaths[name] = newest, count
         where = "its start" if newest is None else f"step {newest}"
-        why = " ".join(str(error).split())
+        why = ray_cluster.line(error)
         if count >= DEATHS:
             raise workers.Failed(
                 f"trial {name}: its worker died {count} times at {where}, expected a new "

@@ -1,17 +1,10 @@
 """engine: pieces here and on a Ray cluster of two workers; an import is the same to the byte."""
 
-import contextlib
 import functools
 import importlib.util
 import os
 import pathlib
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 
 import polars as pl
 import pytest
@@ -19,9 +12,9 @@ import pytest
 from rankjax import cli
 from rankjax.data import engine, event_log, importer
 from rankjax.data.own import schema_file
+from tests import ray_clusters
 from tests.data.own import scenarios
 
-ROOT = pathlib.Path(__file__).parents[2]
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
 )
@@ -29,35 +22,8 @@ needs_ray = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def address():
-    """Of a cluster of two CPUs, started for these tests alone."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets' paths must be short
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    options = ["--num-cpus=2", f"--port={port}", "--node-ip-address=127.0.0.1"]
-    quiet = ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    cluster = subprocess.Popen(
-        [*command, *options, *quiet],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            assert cluster.poll() is None and time.monotonic() < deadline, "no cluster"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(cluster.pid, signal.SIGKILL)
-        cluster.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_clusters.started() as address:
+        yield address
 
 
 def _square(folder: pathlib.Path, x: int) -> int:
@@ -117,8 +83,8 @@ def test_what_a_node_says():
 
 
 @needs_ray
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere"])
-def test_no_cluster(address, tmp_path, capsys):
+def test_no_cluster(tmp_path, capsys):
+    address = "127.0.0.1:9"
     (tmp_path / "x.parquet").touch()
     (tmp_path / "schema.toml").write_text(f'name = "requests"\n{scenarios.SCHEMAS["requests"]}')
     argv = [
@@ -134,31 +100,6 @@ def test_no_cluster(address, tmp_path, capsys):
     assert line.startswith(f"rankjax: found no Ray cluster at {address} (")
     assert "expected one: start it with `ray start --head`" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["schema.toml", "x.parquet"]
-
-
-@needs_ray
-def test_no_cluster_on_this_machine(monkeypatch):
-    import ray
-
-    def none(**_):
-        raise ConnectionError("Could not find any running Ray instance.")
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", none)
-    with (
-        pytest.raises(ValueError, match=r"found no Ray cluster at this machine .*`ray start --hea"),
-        engine.connected("auto"),
-    ):
-        pass
-
-
-def test_without_ray(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with (
-        pytest.raises(ValueError, match=r"found no Ray .*pip install 'rankjax\[ray\]'"),
-        engine.connected("auto"),
-    ):
-        pass
 
 
 def parquet(folder: pathlib.Path, config: dict, parts: int) -> list[pathlib.Path]:

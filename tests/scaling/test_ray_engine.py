@@ -4,24 +4,16 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import pathlib
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
-import time
 import types
 
 import pytest
 
 from rankjax import checkpoint
 from rankjax.scaling import nodes, ray_engine, workers
-from tests import tiny, trials
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import ray_clusters, tiny, trials
 
 
 @pytest.fixture(scope="module")
@@ -31,37 +23,8 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a cluster of two cores, on this machine alone."""
-    pytest.importorskip("ray")
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets' paths must be short
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [pathlib.Path(sys.executable).with_name("ray"), "start", "--head", "--block"]
-    options = [f"--port={port}", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
-    quiet = ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    process = subprocess.Popen(
-        [*command, *options, *quiet],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + trials.DEADLINE
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            assert process.poll() is None and time.monotonic() < deadline, "ray did not start"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_clusters.started() as address:
+        yield address
 
 
 @pytest.mark.slow
