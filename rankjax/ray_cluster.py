@@ -16,6 +16,8 @@ EXPECTED = "expected one: start it with `ray start --head`, or name it with --ad
 def connected(address: str | None = None) -> Iterator[Any]:
     """The ray module, connected to an existing cluster; a connection that is there is kept.
 
+    Until it is closed, what is printed goes to stderr: Ray's threads print there too.
+
     address: host:port of the cluster's head; None or "auto" is RAY_ADDRESS, or the cluster of this
       machine. None is started here.
     Raises ValueError: Ray is not installed, the address is none, or no cluster answers there.
@@ -34,16 +36,18 @@ def connected(address: str | None = None) -> Iterator[Any]:
     if address != "auto":
         _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own later default
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is the result's
+    with contextlib.redirect_stdout(sys.stderr):  # what Ray has to say; stdout is the result's
+        try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError) as error:  # none, or one of another version
-        where = "this machine" if address == "auto" else address
-        raise ValueError(f"found no Ray cluster at {where} ({line(error)}), {EXPECTED}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        except (ConnectionError, RuntimeError) as error:  # none, or one of another version
+            where = "this machine" if address == "auto" else address
+            raise ValueError(
+                f"found no Ray cluster at {where} ({line(error)}), {EXPECTED}"
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:

@@ -1,8 +1,8 @@
 """What a training step costs on a target: memory, time and money, and what to do if it is too much.
 
-Memory is what the compiler reserves. Time is a bound: the longest of what arithmetic, memory and
-network take at their published peaks; a real step takes longer. Beside it stands what the compiler
-itself expects, where it says so.
+Memory is what the compiler reserves. Time is the longest of what arithmetic, memory and network
+take at their published peaks; a real step takes longer, unless the compiler counts bytes that are
+not read. Beside it stands what the compiler itself expects, where it says so.
 """
 
 import dataclasses
@@ -56,30 +56,15 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
     """
     count = len(target.devices)
     place = sharding.placement(ask.mesh, target.devices)
-    if ask.rows % count:
-        raise ValueError(
-            f"plan: {ask.rows} rows on the {count} devices of {target.name}, expected a "
-            f"multiple, as {math.ceil(ask.rows / count) * count}"
-        )
+    check_rows(ask.rows, target)
     if count == 1:
         place = None
-    shapes = compiled.batch(ask.schema, ask.rows, ask.history, ask.candidates)
-    state, batch = compiled.arguments(ask.model, ask.training, shapes, place, ask.compute)
-    lowered = compiled.lowered(
-        *(ask.model, ask.training, shapes, place, ask.compute),
-        device=None if place else target.devices[0],
-    )
+    lowered, held = _lowered(ask, target, place)
     found = _compiled(lowered)
-    held = {
-        "parameters": state.params,
-        "optimizer": state.optimizer,
-        "tables": state.tables,
-        "table_optimizer": state.table_optimizer,
-        "batch": batch,
-    }
-    held = {name: _bytes(tree) for name, tree in held.items()}
-    # The state is donated: what comes out lies where it came in.
-    memory = max(found["argument_bytes"], sum(held.values())) + found["temporary_bytes"]
+    memory = _memory(found, held)
+    fits = "refused" not in found
+    if target.chip is not None:
+        fits = fits and memory["memory_bytes"] <= target.chip.memory
     bill = {
         "target": target.name,
         "devices": count,
@@ -87,46 +72,86 @@ def make(ask: Ask, target: targets.Target) -> dict[str, Any]:
         "mesh": dict(place.mesh.shape) if place else None,
         "rows": ask.rows,
         "held_bytes": held,
-        "temporary_bytes": found["temporary_bytes"],
-        "memory_bytes": memory,
-        "fits": target.chip is None or ("refused" not in found and memory <= target.chip.memory),
-        **_arithmetic(found, ask, count),
-        "collectives": found["collectives"],
-        **({"compiler": found["refused"]} if "refused" in found else {}),
+        **memory,
+        "fits": fits,
+        **_work(found, ask, count),
     }
-    times = _time(bill, found["seconds"], ask, target)
+    times = _time(bill, found.get("seconds", 0.0), ask, target)
     return bill | times | {"advice": advice(bill, ask, target)}
 
 
-def _arithmetic(found: dict[str, Any], ask: Ask, devices: int) -> dict[str, Any]:
-    """FLOPs and bytes as the compiler counts them, and FLOPs by rankjax's own count, which stand in
-    for those of a compiler that does not count.
+def check_rows(rows: int, target: targets.Target) -> None:
+    """Raises ValueError for rows that the devices cannot share."""
+    count = len(target.devices)
+    if rows % count:
+        raise ValueError(
+            f"plan: {rows} rows on the {count} devices of {target.name}, expected a multiple, as "
+            f"{math.ceil(rows / count) * count}"
+        )
+
+
+def _lowered(
+    ask: Ask, target: targets.Target, place: sharding.Placement | None
+) -> tuple[jax.stages.Lowered, dict[str, int]]:
+    """The step, and the bytes of what a device holds between steps."""
+    shapes = compiled.batch(ask.schema, ask.rows, ask.history, ask.candidates)
+    asked = ask.model, ask.training, shapes, place, ask.compute
+    state, batch = compiled.arguments(*asked)
+    held = {
+        "parameters": state.params,
+        "optimizer": state.optimizer,
+        "tables": state.tables,
+        "table_optimizer": state.table_optimizer,
+        "batch": batch,
+    }
+    lowered = compiled.lowered(*asked, device=None if place else target.devices[0])
+    return lowered, {name: _bytes(tree) for name, tree in held.items()}
+
+
+def _memory(found: dict[str, Any], held: dict[str, int]) -> dict[str, int]:
+    """Of a step that was refused the compiler says the sum, else the parts.
+
+    The state is donated: what comes out lies where it came in. The compiler's arguments are more
+    than the state's numbers where it fills rows up to its tiles.
+    """
+    if "refused" in found:
+        total = found["needed_bytes"]
+        return {"temporary_bytes": max(0, total - sum(held.values())), "memory_bytes": total}
+    arguments = max(found["argument_bytes"], sum(held.values()))
+    temporary = found["temporary_bytes"]
+    return {"temporary_bytes": temporary, "memory_bytes": arguments + temporary}
+
+
+def _work(found: dict[str, Any], ask: Ask, devices: int) -> dict[str, Any]:
+    """What the compiler counts of the step, or why it refuses it; and rankjax's count of FLOPs.
 
     "flops_counted": three forward passes, look-up and optimizer left out. Loops and kernels count
-    in full, which compilers leave out; attention counts all pairs, the masked ones too.
+    in full, which compilers leave out; attention counts all pairs, the masked ones too. Where no
+    compiler counts, there are no "flops" and "bytes".
     """
     width = ask.training.tables.width
     args = ask.model, ask.schema, width, True, ask.history, ask.candidates
-    counted = 3.0 * sizes.forward_count(*args).total * ask.rows / devices
-    if found["flops"] or "refused" in found:
-        return {"flops": found["flops"], "bytes": found["bytes"], "flops_counted": counted}
-    return {"flops": counted, "flops_counted": counted, "flops_counted_by": "rankjax"}
+    counted = {"flops_counted": 3.0 * sizes.forward_count(*args).total * ask.rows / devices}
+    if "refused" in found:
+        return {**counted, "compiler": found["refused"]}
+    of_compiler = {k: found[k] for k in ("flops", "bytes") if found["flops"]}
+    return {**of_compiler, **counted, "collectives": found["collectives"]}
 
 
 def _compiled(lowered: jax.stages.Lowered) -> dict[str, Any]:
-    """`compiled.figures`; of a step that a compiler refuses for its memory, what it would take."""
+    """`compiled.figures`; of a step that a compiler refuses for its memory "refused" (what it says)
+    and "needed_bytes" (what a device would have to have)."""
     try:
         return compiled.figures(lowered.compile())
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
-        asked = re.search(r"required[^(]*\(([\d.]+)([KMGT])\)", text)
+        asked = re.search(r"(?:required[^(]*\(|Used )([\d.]+)([KMGT])", text)
         if "RESOURCE_EXHAUSTED" not in text or asked is None:
             raise ValueError(
                 f"plan: the target's compiler refuses the step: {text.splitlines()[0]}"
             ) from error
         size = float(asked.group(1)) * 1024 ** (1 + "KMGT".index(asked.group(2)))
-        none = {"flops": 0.0, "bytes": 0.0, "seconds": 0.0, "argument_bytes": 0, "collectives": {}}
-        return none | {"temporary_bytes": int(size), "refused": text.splitlines()[0]}
+        return {"refused": text.splitlines()[0], "needed_bytes": int(size)}
 
 
 def _bytes(tree: Any) -> int:
@@ -144,13 +169,14 @@ def _time(
 ) -> dict[str, Any]:
     """Seconds at the published peaks, and what follows; nothing for CPUs.
 
-    by_compiler: the seconds that the compiler expects. They stand there only where they are no
-    less than what arithmetic and memory take; else it did not know the time of something.
+    Arithmetic is the larger of the two counts, as either leaves something out. by_compiler: the
+    seconds that the compiler expects. They stand there only where they are no less than what
+    arithmetic and memory take; else it did not know the time of something.
     """
     chip = target.chip
-    if chip is None or not bill["flops"]:
-        return {}
-    parts = {"arithmetic": bill["flops"] / chip.peak}
+    if chip is None or "compiler" in bill:
+        return {} if chip is None else {"memory_share": bill["memory_bytes"] / chip.memory}
+    parts = {"arithmetic": max(bill["flops_counted"], bill.get("flops", 0.0)) / chip.peak}
     if "bytes" in bill:
         parts["memory"] = bill["bytes"] / chip.bandwidth
     known = by_compiler > 0 and by_compiler >= max(parts.values())
@@ -159,17 +185,15 @@ def _time(
     seconds = parts[limit]
     found = {
         "memory_share": bill["memory_bytes"] / chip.memory,
-        "seconds_at_least": parts,
+        "seconds_at_peaks": parts,
         **({"seconds_by_compiler": by_compiler} if known else {}),
         "limit": limit,
-        "requests_per_second_at_most": ask.rows / seconds,
+        "requests_per_second_at_peaks": ask.rows / seconds,
+        "mfu_at_peaks": parts["arithmetic"] / seconds,
     }
-    # XLA counts the arithmetic of a loop once: of scanned layers less than there is.
-    if not ask.compute.scan or "flops_counted_by" in bill:
-        found["mfu_at_most"] = parts["arithmetic"] / seconds
     if ask.price is not None:
         hours = 1e9 * seconds / ask.rows / 3600
-        found["cost_of_a_billion_requests_at_least"] = hours * bill["devices"] * ask.price
+        found["cost_of_a_billion_requests_at_peaks"] = hours * bill["devices"] * ask.price
     return found
 
 
@@ -183,7 +207,7 @@ def advice(bill: dict[str, Any], ask: Ask, target: targets.Target) -> list[str]:
             f"tables {width} wide are copied in every step, as a TPU looks up rows of {LANES}: "
             f"--embedding-width {LANES}"
         )
-    if chip is None or bill["memory_bytes"] <= chip.memory:
+    if bill["fits"]:
         return found
     large = chip.memory / 4
     tables = held["tables"] + held["table_optimizer"]
@@ -197,13 +221,24 @@ def advice(bill: dict[str, Any], ask: Ask, target: targets.Target) -> list[str]:
         found.append(f"parameters and optimizer take {_gib(dense)}: --mesh.strategy fsdp")
     if bill["temporary_bytes"] > large:
         taken = _gib(bill["temporary_bytes"])
-        if ask.compute.remat == "none":
+        if ask.compute.remat == "none" and _scans(ask):
             found.append(f"temporaries take {taken}: --compute.scan --compute.remat full")
         if ask.rows > bill["devices"]:
             found.append(f"temporaries take {taken}: fewer --rows (at least {bill['devices']})")
         elif "tensor" not in ask.mesh.strategy:
             found.append(f"temporaries take {taken}: --mesh.strategy fsdp_tensor --mesh.model 2")
     return found or ["more devices: everything that can be split is"]
+
+
+def _scans(ask: Ask) -> bool:
+    """Whether the model has alike layers to scan: others refuse."""
+    shapes = compiled.batch(ask.schema, 1, ask.history, ask.candidates)
+    scanned = dataclasses.replace(ask.compute, scan=True)
+    try:
+        compiled.arguments(ask.model, ask.training, shapes, None, scanned)
+    except ValueError:
+        return False
+    return True
 
 
 def _gib(count: float) -> str:

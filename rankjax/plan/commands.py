@@ -43,8 +43,8 @@ def plan(
       table_rows: rows of the largest tables, as many as are named; the others keep those of the
         small synthetic world.
       embedding_width: E.
-      mesh: how devices are used; all of them by rows where not said.
-      compute: layers scanned, recomputed.
+      mesh: how devices are used; all of them by rows where not said. A sweep tries its own.
+      compute: layers scanned, recomputed. A sweep tries its own recompute.
       price: of one device for an hour; gives the cost of a billion requests.
       sweep: compare strategies, meshes, batch sizes and recompute instead; fastest that fits first.
       sweep_rows: batch sizes to compare; by default `rows`.
@@ -53,8 +53,7 @@ def plan(
 
     Raises ValueError, before anything is compiled, for what is unknown or cannot be planned.
     """
-    if html is not None and not sweep:
-        raise ValueError(f"plan: found html {html} without sweep, expected both: it draws a sweep")
+    _check_flags(mesh, compute, sweep, sweep_rows, html)
     config, _ = catalogue.find(model)
     config, note = catalogue.fitting(config)
     fields = dataclasses.asdict(config)
@@ -86,6 +85,25 @@ def plan(
     return made
 
 
+def _check_flags(
+    mesh: sharding.MeshConfig,
+    compute: stack.Compute,
+    sweep: bool,
+    sweep_rows: tuple[int, ...],
+    html: pathlib.Path | None,
+) -> None:
+    """Raises ValueError for what a sweep would ignore, or only a sweep heeds."""
+    if not sweep:
+        for name, value in (("html", html), ("sweep-rows", " ".join(map(str, sweep_rows)))):
+            if value:
+                raise ValueError(f"plan: found --{name} {value} without --sweep, expected both")
+    elif mesh != sharding.MeshConfig() or compute.remat != stack.PLAIN.remat:
+        raise ValueError(
+            "plan: found --mesh or --compute.remat with --sweep, expected neither: a sweep tries "
+            "all strategies, with and without recompute"
+        )
+
+
 def _sweep(
     ask: bill.Ask,
     target: targets.Target,
@@ -95,8 +113,12 @@ def _sweep(
     json: bool,
 ) -> list[dict[str, Any]]:
     cases = list(sweep_lib.cases(ask, len(target.devices), rows or (ask.rows,)))
+    for case in cases:
+        bill.check_rows(case.rows, target)
     tell = lambda case: print(case, file=sys.stderr)
     found = sweep_lib.run(cases, target, tell)
+    if all("error" in row for row in found):
+        raise ValueError(found[0]["error"])
     if html is not None:
         sweep_lib.figure(found, title, html)
     if json:

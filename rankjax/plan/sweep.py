@@ -56,15 +56,15 @@ def run(
         row["memory_bytes"] = made["memory_bytes"]
         if "limit" in made:
             row["memory_share"] = made["memory_share"]
-            row["seconds"] = made["seconds_at_least"][made["limit"]]
+            row["seconds"] = made["seconds_at_peaks"][made["limit"]]
             row["limit"] = made["limit"]
-            row["requests_per_second_at_most"] = made["requests_per_second_at_most"]
-            for key in ("seconds_by_compiler", "cost_of_a_billion_requests_at_least"):
+            row["requests_per_second_at_peaks"] = made["requests_per_second_at_peaks"]
+            for key in ("seconds_by_compiler", "cost_of_a_billion_requests_at_peaks"):
                 if key in made:
                     row[key] = made[key]
         row["fits"] = made["fits"]
         found.append(row)
-    rate = lambda row: row.get("requests_per_second_at_most", 0.0)
+    rate = lambda row: row.get("requests_per_second_at_peaks", 0.0)
     return sorted(found, key=lambda row: (not row.get("fits", False), -rate(row)))
 
 
@@ -72,14 +72,14 @@ def show(found: Sequence[dict[str, Any]]) -> None:
     """Bytes in GiB, seconds in ms: at the published peaks, and where it says by the compiler."""
     said = any("seconds_by_compiler" in row for row in found)
     more = ("by compiler",) if said else ()
-    table = rich.table.Table(*COLUMNS, *more, "requests/s at most", "fits")
+    table = rich.table.Table(*COLUMNS, *more, "requests/s at the peaks", "fits")
     for row in found:
         if "error" in row:
             continue
         memory = f"{row['memory_bytes'] / 2**30:,.2f} GiB"
         share = f"{row['memory_share']:.0%}" if "memory_share" in row else ""
         seconds = f"{1e3 * row['seconds']:,.2f} ms" if "seconds" in row else ""
-        rate = f"{row['requests_per_second_at_most']:,.0f}" if "seconds" in row else ""
+        rate = f"{row['requests_per_second_at_peaks']:,.0f}" if "seconds" in row else ""
         cells = [str(row[key]) for key in COLUMNS[:4]]
         fits = "yes" if row["fits"] else "no"
         expected = row.get("seconds_by_compiler")
@@ -96,7 +96,7 @@ def figure(found: Sequence[dict[str, Any]], title: str, path: pathlib.Path) -> N
     """Memory against requests per second, one point a case; a self-contained HTML file."""
     made = go.Figure(layout={"title": title})
     made.update_xaxes(title="memory of a device, GiB")
-    made.update_yaxes(title="requests per second at most", rangemode="tozero")
+    made.update_yaxes(title="requests per second at the peaks", rangemode="tozero")
     for strategy in sharding.STRATEGIES:
         rows = [r for r in found if r["strategy"] == strategy and "memory_bytes" in r]
         if not rows:
@@ -105,7 +105,7 @@ def figure(found: Sequence[dict[str, Any]], title: str, path: pathlib.Path) -> N
             name=strategy,
             mode="markers",
             x=[r["memory_bytes"] / 2**30 for r in rows],
-            y=[r.get("requests_per_second_at_most") for r in rows],
+            y=[r.get("requests_per_second_at_peaks") for r in rows],
             text=[f"model {r['model']}, {r['rows']} rows, remat {r['remat']}" for r in rows],
         )
     path.parent.mkdir(parents=True, exist_ok=True)

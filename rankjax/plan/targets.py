@@ -134,5 +134,5 @@ def _cards(name: str, size: str) -> Sequence[jax.Device]:
     except Exception as error:  # no CUDA plugin, or one that cannot compile without a card
         raise ValueError(
             f"plan: {name} is compiled by JAX's CUDA plugin, which does not answer "
-            f"({str(error).splitlines()[0]}): pip install 'jax[cuda12]', on Linux and Python 3.12"
+            f"({str(error).splitlines()[0]}): pip install 'jax[cuda12]', on Linux"
         ) from error

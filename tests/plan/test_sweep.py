@@ -49,10 +49,10 @@ def test_the_fastest_that_fits_comes_first(monkeypatch, capsys):
             "memory_share": 1.25 if large else 0.125,
             "fits": not large,
             "limit": "memory",
-            "seconds_at_least": {"memory": 0.5},
+            "seconds_at_peaks": {"memory": 0.5},
             **({} if large else {"seconds_by_compiler": 0.75}),
-            "cost_of_a_billion_requests_at_least": 3.0,
-            "requests_per_second_at_most": 2.0 * ask.rows + (ask.mesh.strategy == "fsdp"),
+            "cost_of_a_billion_requests_at_peaks": 3.0,
+            "requests_per_second_at_peaks": 2.0 * ask.rows + (ask.mesh.strategy == "fsdp"),
         }
 
     monkeypatch.setattr(bill, "make", planned)
@@ -66,7 +66,7 @@ def test_the_fastest_that_fits_comes_first(monkeypatch, capsys):
     ]
     assert found[0]["seconds"] == pytest.approx(0.5)
     assert found[0]["seconds_by_compiler"] == 0.75 and "seconds_by_compiler" not in found[2]
-    assert found[0]["cost_of_a_billion_requests_at_least"] == 3.0
+    assert found[0]["cost_of_a_billion_requests_at_peaks"] == 3.0
     sweep.show(found)
     shown = capsys.readouterr().out
     assert "by compiler" in shown and shown.count("750.00 ms") == 2
