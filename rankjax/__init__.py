@@ -8,6 +8,7 @@ sharding    the mesh of devices, and which array is split along which axis
 hosts       many processes that train as one: joining, agreeing, saying which of them failed
 host_watcher  the process beside each host that outlives it
 screen      where wide tables are printed: whole lines in a file or a pipe
+versions    what decides results on a machine: Python, our sources, packages
 ray_cluster  a Ray cluster that runs: connecting, asking each of its nodes
 memory      how much of it this machine has and lets this process take
 packing     several samples in one row: side by side, or jagged, without padding between

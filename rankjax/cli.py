@@ -18,7 +18,7 @@ import rich.table
 import tyro
 
 from rankjax import baseline, bench, catalogue, doctor, hosts, models, screen, sharding, train
-from rankjax.data import commands, event_log, samples
+from rankjax.data import commands, event_log, samples, stores
 from rankjax.data.sources import ebnerd, movielens, synthetic
 from rankjax.layers import stack
 from rankjax.plan.commands import plan
@@ -122,6 +122,7 @@ def train_one(
       test: read the test span too.
       json: print JSON.
     """
+    stores.mounted(out)
     hosts.join(join)
     opened = event_log.EventLog.open(log, verify=True, counters=counters, shards=shards or None)
     sizes = {"tokens": tokens, "layers": layers, "width": width, "history": history}

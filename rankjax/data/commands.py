@@ -77,7 +77,7 @@ def data_import(
     counters: bool = True,
     shards: int | None = None,
     engine: Literal["local", "ray"] = "local",
-    address: str = "auto",
+    address: str | None = None,
     json: bool = False,
 ) -> None:
     """Make a log of your own files, as schema.toml says (docs/own-data.md).
@@ -93,6 +93,8 @@ def data_import(
       json: print JSON.
     """
     began = time.monotonic()
+    if address is not None and engine != "ray":
+        raise ValueError(f"data import: found --address with --engine {engine}, expected ray")
     asked = schema_file.load(schema)
     if not counters:
         asked = dataclasses.replace(asked, counters=None)

@@ -11,17 +11,13 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import platform
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import polars as pl
-import pyarrow as pa
-
-import rankjax
 from rankjax import ray_cluster
+from rankjax import versions as versions_lib
 
 # (what to do with a piece, the pieces) -> what it returned, in the order of the pieces
 Engine = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
@@ -36,11 +32,12 @@ def here(work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def on_ray(
-    address: str, folder: pathlib.Path, files: Sequence[pathlib.Path] = ()
+    address: str | None, folder: pathlib.Path, files: Sequence[pathlib.Path] = ()
 ) -> Iterator["Workers"]:
     """The workers of an existing cluster: a piece a CPU.
 
-    address: host:port of the cluster's head; "auto" is RAY_ADDRESS, or the cluster of this machine.
+    address: host:port of the cluster's head; None or "auto" is RAY_ADDRESS, or the cluster of this
+      machine.
     folder, files: of file systems that every node must see at the same paths.
 
     Raises:
@@ -54,9 +51,7 @@ def on_ray(
 
 def versions() -> dict[str, str]:
     """What must be the same on all nodes, so that pieces are the same wherever they are done."""
-    python = ".".join(platform.python_version_tuple()[:2])
-    found = {"python": python, "rankjax": rankjax.__version__}
-    return found | {"polars": pl.__version__, "pyarrow": pa.__version__}
+    return versions_lib.of("numpy", "polars", "pyarrow")
 
 
 def _seen(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:

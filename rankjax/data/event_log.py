@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from rankjax.data import columns, joined, log_files
+from rankjax.data import columns, joined, log_files, stores
 from rankjax.data import shards as shards_lib
 from rankjax.schema import Schema
 
@@ -72,7 +72,7 @@ def is_prepared(
 
     Raises ValueError where a log with another fingerprint, or other shards, does.
     """
-    path = pathlib.Path(folder) / "log.json"
+    path = stores.mounted(folder) / "log.json"
     if not path.exists():
         return False
     record = _read_json(path)
@@ -95,7 +95,7 @@ def is_prepared(
 
 def check_free(folder: str | os.PathLike) -> None:
     """Raises ValueError where something lies in the folder that a log shall be written to."""
-    folder = pathlib.Path(folder)
+    folder = stores.mounted(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: found a folder that is not empty, expected none")
 
@@ -328,7 +328,7 @@ class EventLog:
         says so. None = all: the same rows and fingerprint as of the log that is not in shards.
         Raises ValueError that names the file, what was found and expected.
         """
-        folder = pathlib.Path(folder)
+        folder = stores.mounted(folder)
         if not (folder / "log.json").exists():
             raise ValueError(f"{folder}: found no log.json, expected the folder of a prepared log")
         record = _read_json(folder / "log.json")

@@ -27,8 +27,9 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from rankjax.data import columns, counters, event_log
+from rankjax.data import columns, counters, event_log, stores
 from rankjax.data import engine as engine_lib
+from rankjax.data import shards as shards_lib
 from rankjax.data.own import (
     learning,
     places,
@@ -106,6 +107,7 @@ def run(
     impression is left, `out` holds something else. The message names file, column, row.
     """
     out, schema = checked_out(out), plan.resolve(schema)
+    shards_lib.check(shards)
     slots = tuple(plan.slots(schema))
     _check(schema, slots)
     parts = tuple(plan.parts(schema, [places.place(f) for f in files]))
@@ -125,12 +127,7 @@ def run(
 
 def checked_out(out: str | os.PathLike) -> pathlib.Path:
     """The log's folder; ValueError where it cannot be written there."""
-    if places.is_remote(out):
-        raise ValueError(
-            f"{out}: found a path of an object store, expected a folder of a mounted file system: "
-            "a log is read by memory mapping"
-        )
-    out = pathlib.Path(out)
+    out = stores.mounted(out)
     if out.exists() and not (out / "log.json").exists() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out}: found something that is no log, expected none, or this log")
     return out

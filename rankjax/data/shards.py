@@ -19,6 +19,12 @@ def name(number: int) -> str:
     return f"{number:05d}"
 
 
+def check(shards: int | None) -> None:
+    """Raises ValueError for fewer than one; for before the users are counted."""
+    if shards is not None and shards < 1:
+        raise ValueError(f"shards: found {shards}, expected 1 or more, at most the users")
+
+
 def starts(users: int, shards: int | None) -> tuple[int, ...] | None:
     """The first user of each shard: ranges of about as many users (`users`: rows of the file).
 

@@ -203,9 +203,11 @@ def advice(bill: dict[str, Any], ask: Ask, target: targets.Target) -> list[str]:
     width = ask.training.tables.width
     tpu = target.name.split(":")[0] in targets.TPUS
     if tpu and width % LANES and bill["temporary_bytes"] > held["tables"] > chip.memory / 100:
+        wider = held["tables"] * LANES / width
+        fewer = "" if wider <= chip.memory / 2 else ", of fewer rows"
         found.append(
             f"tables {width} wide are copied in every step, as a TPU looks up rows of {LANES}: "
-            f"--embedding-width {LANES}"
+            f"--embedding-width {LANES}{fewer}"
         )
     if bill["fits"]:
         return found

@@ -159,7 +159,6 @@ def prepare(
     spending: Spending,
     *,
     count: int | None = None,
-    engine: str = "local",
 ) -> tuple[study.Study, dict[str, Any]]:
     """(the study within its budget, the bill of what the folder lacks).
 
@@ -173,7 +172,6 @@ def prepare(
       workers.Failed: a process that measured was killed.
     """
     folder = pathlib.Path(folder)
-    spending.check(engine)
     asked, resumed = kept(asked, folder) if spending.limited else (asked, False)
     log = opened(asked, folder)
     params, work = study.params_of(asked, log), _remembered(log)
@@ -199,7 +197,8 @@ def prepare(
             break
         asked = shorter
     if resumed:
-        _say(f"{folder}: goes on with the sizes that its study.json holds")
+        only = "" if spending.max_hours is None else "; --max-hours chooses those of a new study"
+        _say(f"{folder}: goes on with the sizes that its study.json holds{only}")
     if dropped:
         _say(f"left out for the budget: {', '.join(dropped)}")
     return asked, {**estimate.summary(price(asked, rows)), "dropped": dropped}

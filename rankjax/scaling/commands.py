@@ -10,7 +10,7 @@ import rich
 import tyro
 
 from rankjax import models, screen, train
-from rankjax.data import event_log
+from rankjax.data import event_log, stores
 from rankjax.scaling import budget, engines, estimate, presets, report, study
 
 Folder = Annotated[pathlib.Path, tyro.conf.Positional]
@@ -35,7 +35,7 @@ def study_quick(
       spending: what it may take.
       json: print JSON.
     """
-    engines.check(where)  # before the world is made
+    _check(folder, where, spending, workers)  # before the world is made
     asked = presets.quick(folder)
     if spending.limited:
         asked = dataclasses.replace(asked, command=_command())
@@ -83,6 +83,7 @@ def study_run(
       spending: what it may take.
       json: print JSON.
     """
+    _check(folder, where, spending, workers)
     opened = event_log.EventLog.open(log, counters=counters, shards=shards or None)
     asked = presets.study_of(
         opened,
@@ -101,6 +102,15 @@ def study_run(
     _run(asked, folder, workers, where, spending, json)
 
 
+def _check(
+    folder: pathlib.Path, where: engines.Engine, spending: budget.Spending, count: int | None
+) -> None:
+    """Raises ValueError, before any work, for what does not go together or is not there."""
+    stores.mounted(folder)
+    spending.check(where.engine)
+    engines.check(where, count)
+
+
 def _command() -> str:
     return " ".join(["rankjax", *sys.argv[1:]])
 
@@ -114,7 +124,7 @@ def _run(
     as_json: bool,
 ) -> None:
     if spending.dry_run or spending.limited:
-        asked, bill = budget.prepare(asked, folder, spending, count=count, engine=where.engine)
+        asked, bill = budget.prepare(asked, folder, spending, count=count)
         if spending.dry_run:
             show_bill(bill, as_json)
             return

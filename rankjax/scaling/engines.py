@@ -36,12 +36,22 @@ class Engine:
                 )
 
 
-def check(where: Engine) -> None:
-    """Raises ValueError where the engine is not there; for before anything is prepared for it."""
+def check(where: Engine, workers_at_once: int | None = None) -> None:
+    """Raises ValueError where the engine is not there, or takes no such number; for before anything
+    is prepared for it."""
+    _check_workers(where, workers_at_once)
     if where.engine == "ray":
         ray_engine.check(where.resources, where.address)
     elif where.engine == "slurm":
         slurm_engine.check()
+
+
+def _check_workers(where: Engine, count: int | None) -> None:
+    if where.engine == "slurm" and count is not None:
+        raise ValueError(
+            f"study: found --workers {count} with --engine slurm, expected --slurm.jobs and "
+            "--slurm.cpus"
+        )
 
 
 def run(
@@ -51,17 +61,14 @@ def run(
 
     workers_at_once: trials trained at a time; None = what the machine or the cluster has room for.
 
-    Raises ValueError, before any work, where an engine is not there, and as `workers.run` does.
+    Raises ValueError, before any work, where an engine is not there, and as
+    `workers.run` does.
     """
+    _check_workers(where, workers_at_once)
     if where.engine == "ray":
         return ray_engine.run(
             asked, folder, where.resources, address=where.address, at_once=workers_at_once
         )
     if where.engine == "slurm":
-        if workers_at_once is not None:
-            raise ValueError(
-                f"study: found --workers {workers_at_once} with --engine slurm, expected "
-                "--slurm.jobs and --slurm.cpus"
-            )
         return slurm_engine.run(asked, folder, where.slurm)
     return workers.run(asked, folder, workers=workers_at_once)

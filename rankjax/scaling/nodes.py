@@ -7,18 +7,14 @@ would be lost, trained twice, or trained into other results, without a word.
 import contextlib
 import dataclasses
 import fcntl
-import functools
-import hashlib
-import importlib.metadata
 import os
 import pathlib
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import rankjax
+from rankjax import versions as versions_lib
 from rankjax.data import event_log
 from rankjax.scaling import study
 
@@ -47,18 +43,9 @@ class Differs(ValueError):
     """This machine has something else than the one that leads the study; says what."""
 
 
-@functools.cache
 def versions() -> dict[str, str]:
-    """Of Python, of rankjax with a digest of its sources, and of what decides results beside it."""
-    digest = hashlib.sha256()
-    home = pathlib.Path(rankjax.__file__).parent
-    for path in sorted(home.rglob("*.py")):
-        digest.update(path.relative_to(home).as_posix().encode() + path.read_bytes())
-    return {
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "rankjax": f"{rankjax.__version__} (sources {digest.hexdigest()[:12]})",
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    """Of rankjax, and of what decides results beside it."""
+    return versions_lib.of(*PACKAGES)
 
 
 @contextlib.contextmanager

@@ -119,6 +119,9 @@ def test_starts():
     for wrong in (0, 9):
         with pytest.raises(ValueError, match=rf"shards: found {wrong}, expected 1 \.\. 8"):
             shards.starts(9, wrong)
+    shards.check(None)
+    with pytest.raises(ValueError, match="shards: found 0, expected 1 or more"):
+        shards.check(0)
 
 
 def test_refused(logs):

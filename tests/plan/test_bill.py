@@ -194,7 +194,13 @@ def test_seconds_by_the_compiler_stand_there_where_it_knows_all(by_compiler, sai
     "held, temporary, change, want",
     [
         ({}, 2, {}, []),
-        ({"tables": 1}, 2, {}, ["tables 16 wide are copied in every step"]),
+        (
+            {"tables": 0.9},
+            2,
+            {},
+            ["tables 16 wide are copied in every step"],
+        ),
+        ({"tables": 1.5}, 2, {}, ["--embedding-width 128, of fewer rows"]),
         ({"tables": 1}, 2, {"training": WIDE}, []),
         ({"tables": 14}, 2, {}, ["tables alone take 14.0 GiB: more devices (about 7)"]),
         ({"optimizer": 20}, 2, {}, ["--mesh.strategy fsdp"]),

@@ -214,7 +214,8 @@ def test_the_same_command_goes_on_with_the_same_study(log, tmp_path, speed, caps
         speed["seconds"] = seconds
         again, _ = budget.prepare(of_log(log), tmp_path, spending)
         assert again == chosen
-        assert "goes on with the sizes that its study.json holds" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "goes on with the sizes that its study.json holds; --max-hours chooses" in said
     assert study.open_folder(again, tmp_path)
     with pytest.raises(ValueError, match=r"study.json: another study.* here; seeds differ"):
         budget.prepare(of_log(log, seeds=(0, 1)), tmp_path, spending)

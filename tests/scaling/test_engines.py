@@ -47,6 +47,9 @@ def test_each_engine_gets_what_was_asked(monkeypatch, tmp_path):
     [
         (["--engine", "ray", "--address", "127.0.0.1:1"], "ray", "no Ray cluster at 127.0.0.1:1"),
         (["--engine", "slurm"], "submitit", "found no sbatch, srun on PATH"),
+        (["--engine", "slurm", "--workers", "2"], "rankjax", "expected --slurm.jobs"),
+        (["--engine", "slurm", "--dry-run"], "rankjax", "found --dry-run with --engine slurm"),
+        (["--engine", "ray", "--max-hours", "1"], "rankjax", "found --max-hours with --engine ra"),
     ],
 )
 def test_an_engine_that_is_not_there_is_told_before_the_world_is_made(
@@ -56,7 +59,8 @@ def test_an_engine_that_is_not_there_is_told_before_the_world_is_made(
         pytest.skip(f"{package} is not installed")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(presets, "quick", lambda folder: pytest.fail("made"))
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["study", "quick", str(tmp_path / "study"), *args])
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.count("\n") == 1 and says in said
+    for command in (["quick"], ["run", "no log"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["study", *command, str(tmp_path / "study"), *args])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.count("\n") == 1 and says in said

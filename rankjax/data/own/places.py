@@ -7,10 +7,12 @@ A path of this machine is a `pathlib.Path`. What has a protocol, as gs://bucket/
 import glob
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 LOCAL = ("file", "local")
+GLOB = re.compile(r"[*?\[]")
 
 
 def is_remote(path: Any) -> bool:
@@ -60,18 +62,25 @@ def expanded(files: Sequence[str | os.PathLike]) -> list[Any]:
         else:
             fits = [pathlib.Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
         if not fits:
-            raise ValueError(f"{text}: found no such file, expected one")
+            what = "file or bucket" if is_remote(path) else "file"
+            raise ValueError(f"{text}: found no such {what}, expected one")
         found += fits
     return found
 
 
 def _in_store(text: str, path: Any) -> list[Any]:
+    """Asks the store in ways that raise: fsspec's isfile and glob take a store without credentials
+    for one without files."""
     try:
-        if any(x in text for x in "*?["):
-            names = sorted(path.fs.glob(path.path))
-            return [type(path)(f"{path.protocol}://{name.lstrip('/')}") for name in names]
-        return [path] if path.is_file() else []
-    except Exception as error:  # each store has errors of its own: no credentials, no such bucket
+        magic = GLOB.search(path.path)
+        if magic is None:
+            return [path] if path.fs.info(path.path)["type"] == "file" else []
+        path.fs.ls(path.path[: magic.start()].rpartition("/")[0])
+        names = sorted(path.fs.glob(path.path))
+        return [type(path)(f"{path.protocol}://{name.lstrip('/')}") for name in names]
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # each store has errors of its own
         raise ValueError(
             f"{text}: found {type(error).__name__}: {error}, expected a store that can be read "
             "from here (does the bucket exist, are there credentials?)"

@@ -45,22 +45,32 @@ def test_globs_of_a_store(store):
     assert len(places.expanded(["memory://bucket/**/*.parquet"])) == 3
     assert places.expanded([str(store / "x/part-1.parquet")])[0].name == "part-1.parquet"
     for none in ("memory://bucket/x/z-*.parquet", "memory://bucket/none.parquet"):
-        with pytest.raises(ValueError, match=r"found no such file, expected one"):
+        with pytest.raises(ValueError, match=r"found no such file or bucket, expected one"):
             places.expanded([none])
 
 
-def test_stores_that_cannot_be_read(monkeypatch, store):
+def test_stores_that_cannot_be_read():
     with pytest.raises(ValueError, match=r"what://x/y: .*'what'.*gs:// needs the package gcsfs"):
         places.place("what://x/y")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "*.parquet", "day=*/x.parquet"])
+def test_a_store_that_refuses_is_not_an_empty_one(name, monkeypatch, store):
+    """fsspec's own isfile and glob take a refusal for a file that is not there."""
 
     def refused(*_, **__):
         raise PermissionError("Anonymous caller has no access")
 
-    monkeypatch.setattr(type(store.fs), "glob", refused)
-    with pytest.raises(
-        ValueError, match=r"memory://b/\*: found PermissionError: Anonymous .* credentials\?"
-    ):
-        places.expanded(["memory://b/*"])
+    for method in ("info", "ls"):
+        monkeypatch.setattr(type(store.fs), method, refused)
+    with pytest.raises(ValueError, match=r"found PermissionError: Anonymous .* credentials\?"):
+        places.expanded([f"memory://bucket/{name}"])
+
+
+def test_a_bucket_that_is_not_there(store):
+    for name in ("x.parquet", "**/*.parquet"):
+        with pytest.raises(ValueError, match=r"memory://none/.*: found no such file or bucket"):
+            places.expanded([f"memory://none/{name}"])
 
 
 def test_order_and_spelling(tmp_path, store):
