@@ -39,7 +39,7 @@ class Resources:
     gpus: float = 0
     # Chips, as a task of Ray can have them (1, 2, 4, ...).
     tpus: int = 0
-    # Others by the names that nodes give them, e.g. TPU-v5litepod-8-head 1.
+    # Others by the names that nodes give them, e.g. fast-disk 1.
     custom: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

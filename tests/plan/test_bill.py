@@ -23,16 +23,22 @@ ASK = bill.Ask(model=MODEL, schema=SCHEMA, rows=16, history=10, candidates=4)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model, sizes, rows, history", [("rankmixer", {"width": 64}, 1024, 50), ("hstu", {}, 1024, 200)]
+    "model, sizes, rows, history, devices, strategy",
+    [
+        ("rankmixer", {"width": 64}, 1024, 50, 1, "data"),
+        ("hstu", {}, 1024, 200, 1, "data"),
+        ("rankmixer", {"width": 64}, 1024, 50, 2, "fsdp"),
+    ],
 )
-def test_a_plan_for_this_cpu_is_what_the_cpu_takes(model, sizes, rows, history):
-    """FLOPs exactly, memory within 15%."""
-    asked = {"model": model, "sizes": sizes, "rows": rows, "history": history, "candidates": 16}
-    asked["sizes"] = {**sizes, "history": history}
+def test_a_plan_for_this_cpu_is_what_the_cpu_takes(model, sizes, rows, history, devices, strategy):
+    """FLOPs exactly, memory within 15%: of what arrays took, not shapes."""
+    asked = {"model": model, "rows": rows, "history": history, "candidates": 16}
+    asked |= {"sizes": {**sizes, "history": history}, "devices": devices, "strategy": strategy}
+    flags = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-m", "tests.plan.run_a_step", json.dumps(asked)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"},
+        env={**os.environ, "XLA_FLAGS": flags, "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -40,7 +46,7 @@ def test_a_plan_for_this_cpu_is_what_the_cpu_takes(model, sizes, rows, history):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["flops"] == found["bill"]["flops"] > 0
-    assert found["bytes"] == pytest.approx(found["bill"]["memory_bytes"], rel=0.15)
+    assert found["bytes"] == pytest.approx(devices * found["bill"]["memory_bytes"], rel=0.15)
     assert found["bytes"] > 2**28  # far more than what a process takes anyway
 
 
