@@ -17,6 +17,7 @@ data        logs on disk, samples, the loader, and the sources that write logs
 masks       who may read whom: rules over (segment, role, time, position, group)
 kernels     attention: one public function a folder, several implementations
 distinct    the distinct ids of a batch, on the device
+lines       rows of a table side by side in memory, as a TPU looks them up
 exchange    rows of tables that are split over devices: fetched from their owners, and sent back
 embedding   tables, lookup, row-sparse updates with row-wise Adagrad
 sharded_embedding  embedding, over a mesh: rows split over all devices, exchanged

@@ -73,6 +73,7 @@ def restore(
     like: Tree,
     step: int | None = None,
     rows: Mapping[str, int] | None = None,
+    pack: int = 1,
 ) -> tuple[Tree, dict]:
     """(tree, meta) of `step` (default: the newest), in the shapes, dtypes, shardings of `like`.
 
@@ -81,6 +82,7 @@ def restore(
     Args:
       rows: rows of every table, without what fills them up to a multiple of the devices: arrays
         below "tables" and "table_optimizer" of `like` may have more, or fewer, of those.
+      pack: rows in a line of the tables' embeddings (lines.py).
     Raises:
       FileNotFoundError: there is no complete step.
       ValueError: what was saved does not have the shapes of `like`, or cannot be read.
@@ -106,12 +108,14 @@ def restore(
         found = saved[name]
         if found[0] == want.shape:
             continue
-        least = (rows or {}).get(name.split("/")[1] if "table" in name.split("/")[0] else "")
+        least = _least(name, rows or {}, pack)
         filled = least is not None and min(found[0][0], want.shape[0]) >= least
         if not filled or found[0][1:] != want.shape[1:]:
+            other = least is not None and found[0][1:] != want.shape[1:]
+            packed = " (another width, or tables.pack?)" if other else ""
             raise ValueError(
                 f"{where}, {jax.tree_util.keystr(path)}: found {found[1]}{list(found[0])}, "
-                f"expected {want.dtype}{list(want.shape)}"
+                f"expected {want.dtype}{list(want.shape)}{packed}"
             )
         refilled = True
     # Not strict: Orbax cuts off, or adds zeros. Only rows that nobody asks for.
@@ -126,6 +130,14 @@ def restore(
     if rows is not None and found["meta"].get("rows", rows) != rows:
         raise ValueError(f"{where}: found tables of {found['meta']['rows']} rows, expected {rows}")
     return found["state"], found["meta"]
+
+
+def _least(name: str, rows: Mapping[str, int], pack: int) -> int | None:
+    """The length that an array of a table has at least; None of other arrays."""
+    part, *below = name.split("/")
+    if "table" not in part or below[0] not in rows:
+        return None
+    return rows[below[0]] // (pack if (part, below[-1]) == ("tables", "embedding") else 1)
 
 
 def _saved_shapes(state: pathlib.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -182,7 +194,8 @@ class Journal:
         mine = latest(self.folder / "checkpoints")
         newest = int(hosts.gathered(np.asarray([-1 if mine is None else mine]))[0][0])
         if newest >= 0:
-            state, found = restore(self.folder / "checkpoints", state, newest, meta["rows"])
+            known = meta["rows"], meta.get("pack", 1)
+            state, found = restore(self.folder / "checkpoints", state, newest, *known)
             if any(found.get(key, value) != value for key, value in meta.items()):
                 raise ValueError(f"{self.folder}: found a run of {found}, expected {meta}")
         step = int(state.step)

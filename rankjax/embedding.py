@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankjax import distinct
+from rankjax import distinct, lines
 from rankjax.batch import Batch, Features
 from rankjax.schema import Feature, Schema
 
@@ -44,6 +44,8 @@ class TableConfig:
     The rule for a row with gradient g [E]: acc += mean(g^2); row -= rate * g / (sqrt(acc) + eps),
     one float32 accumulator a row. The K biases of an id have an accumulator of their own.
 
+    pack: rows that stand side by side in memory (lines.py); 128 / width lets a TPU look up large
+      tables as they lie. Results are the same bits.
     scheduled: the rates follow the dense schedule too. Off, because Adagrad slows a row down by
       the updates that this row has had, and a rate that falls with time starves the rows of items
       that appear late in a pass over time.
@@ -58,10 +60,13 @@ class TableConfig:
     clip: float | None = None  # global norm of all row gradients of a step; None = off
     biases: bool = True  # K scalar biases per id, which start at 0
     scheduled: bool = False
+    pack: int = 1
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"embedding.TableConfig: width={self.width}, expected >= 1")
+        for name in ("width", "pack"):
+            if getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise ValueError(f"embedding.TableConfig: {name}={value}, expected >= 1")
         if not self.eps > 0:
             # acc = 0 with g = 0 would give 0 / 0.
             raise ValueError(f"embedding.TableConfig: eps={self.eps}, expected > 0")
@@ -119,10 +124,12 @@ class Ids:
 
     unique: dict[str, jax.Array | None]
     inverse: dict[str, tuple[jax.Array, ...]]
+    pack: int = dataclasses.field(default=1, metadata={"static": True})  # of the tables
 
 
 def plan(schema: Schema, config: TableConfig) -> Layout:
-    """Places the schema's tables: those below FUSED_ROWS together, each other one by itself."""
+    """Places the schema's tables: those below FUSED_ROWS together, each other one by itself. Arrays
+    are filled up to whole lines."""
     arrays: dict[str, int] = {}
     places = []
     fused = ""  # the array that is being filled
@@ -136,7 +143,8 @@ def plan(schema: Schema, config: TableConfig) -> Layout:
             arrays[fused] = 1
         places.append((t.name, Place(fused, arrays[fused] - 1)))
         arrays[fused] += t.rows - 1
-    return Layout(schema=schema, config=config, arrays=tuple(arrays.items()), places=tuple(places))
+    whole = tuple((name, rows + -rows % config.pack) for name, rows in arrays.items())
+    return Layout(schema=schema, config=config, arrays=whole, places=tuple(places))
 
 
 def count(schema: Schema, config: TableConfig) -> int:
@@ -148,7 +156,8 @@ def count(schema: Schema, config: TableConfig) -> int:
 def init(
     key: jax.Array, schema: Schema, config: TableConfig, layout: Layout | None = None
 ) -> Tables:
-    """{array: {"embedding": [rows, E], "bias": [rows, K]}} float32; "bias" only if configured.
+    """{array: {"embedding": [rows / pack, pack E], "bias": [rows, K]}} float32; "bias" only if
+    configured.
 
     Normal with std init_std, zeros in row 0; biases are 0. Call it under jit (with output
     shardings no device ever holds more than its part). layout: with rows to spare at an array's
@@ -157,9 +166,11 @@ def init(
     tables: Tables = {}
     layout = layout or plan(schema, config)
     for index, (name, rows) in enumerate(layout.arrays):
-        x_ve = jax.random.normal(jax.random.fold_in(key, index), (rows, config.width), jnp.float32)
-        missing = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) == 0
-        tables[name] = {"embedding": jnp.where(missing, 0.0, config.init_std * x_ve)}
+        shape = rows // config.pack, config.pack * config.width
+        x_lw = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+        line, place = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+        missing = (line == 0) & (place < config.width)
+        tables[name] = {"embedding": jnp.where(missing, 0.0, config.init_std * x_lw)}
         if config.biases:
             tables[name]["bias"] = jnp.zeros((rows, len(schema.tasks)), jnp.float32)
     return tables
@@ -167,9 +178,16 @@ def init(
 
 def init_optimizer(tables: Tables, config: TableConfig) -> Tables:
     """The accumulators, one float32 per row: {array: {"embedding": [rows], "bias": [rows]}}."""
-    return jax.tree.map(
-        lambda x: jnp.full(x.shape[0], config.initial_accumulator, jnp.float32), tables
-    )
+    of = lambda rows: jnp.full(rows, config.initial_accumulator, jnp.float32)
+    return {
+        name: {k: of(lines.rows(x, packed(k, config.pack))) for k, x in table.items()}
+        for name, table in tables.items()
+    }
+
+
+def packed(kind: str, pack: int) -> int:
+    """Of a table's arrays only the embeddings are packed."""
+    return pack if kind == "embedding" else 1
 
 
 def deduplicate(layout: Layout, batch: Batch, method: Method | None = None) -> Ids:
@@ -201,20 +219,30 @@ def deduplicate(layout: Layout, batch: Batch, method: Method | None = None) -> I
         unique[array], position = distinct.find(flat, rows, method)
         ends = np.cumsum([x.size for x in ids])[:-1]
         inverse[array] = tuple(p.reshape(x.shape) for p, x in zip(jnp.split(position, ends), ids))
-    return Ids(unique=unique, inverse=inverse)
+    return Ids(unique=unique, inverse=inverse, pack=layout.config.pack)
 
 
 def gather(tables: Tables, ids: Ids) -> Tables:
     """The batch's rows: {array: {"embedding": [U, E], "bias": [U, K]}}; of unused positions
     the array's last row, which nothing reads."""
 
-    def take(x: jax.Array, unique: jax.Array | None) -> jax.Array:
-        return x if unique is None else x.at[unique].get(mode="clip")
-
     return {
-        name: {kind: take(x, ids.unique[name]) for kind, x in table.items()}
-        for name, table in tables.items()
+        name: take(table, ids.unique[name], ids.pack, mode="clip") for name, table in tables.items()
     }
+
+
+def take(
+    table: dict[str, jax.Array], unique: jax.Array | None, pack: int, **options: object
+) -> dict[str, jax.Array]:
+    """Rows of one table, of all kinds; None = all in order. options: of `lines.take`."""
+
+    def of(kind: str, x: jax.Array) -> jax.Array:
+        own = packed(kind, pack)
+        if unique is None:
+            return x.reshape(lines.rows(x, own), -1)
+        return lines.take(x, unique, own, **options)
+
+    return {kind: of(kind, x) for kind, x in table.items()}
 
 
 @jax.custom_vjp
@@ -330,32 +358,35 @@ def update(
     new_optimizer: Tables = {}
     for name, table in tables.items():
         new_tables[name], new_optimizer[name] = {}, {}
-        for kind, x_ve in table.items():
+        for kind, x_lw in table.items():
             new_tables[name][kind], new_optimizer[name][kind] = adagrad(
-                x_ve,
+                x_lw,
                 optimizer[name][kind],
                 ids.unique[name],
                 gradients[name][kind],
                 rates[kind],
                 config.eps,
+                packed(kind, config.pack),
             )
     return new_tables, new_optimizer
 
 
 def adagrad(
-    x_ve: jax.Array,
+    x_lw: jax.Array,
     acc_v: jax.Array,
     unique: jax.Array | None,
     g_ue: jax.Array,
     rate: float | jax.Array,
     eps: float,
+    pack: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     added = jnp.mean(jnp.square(g_ue), axis=-1)
     if unique is None:
         acc_v = acc_v + added
         # A row without gradient subtracts an exact 0.
-        return x_ve - rate * g_ue / (jnp.sqrt(acc_v) + eps)[:, None], acc_v
+        step_ve = rate * g_ue / (jnp.sqrt(acc_v) + eps)[:, None]
+        return x_lw - step_ve.reshape(x_lw.shape), acc_v
     acc_u = acc_v.at[unique].get(mode="clip") + added
     step_ue = rate * g_ue / (jnp.sqrt(acc_u) + eps)[:, None]
-    x_ve = x_ve.at[unique].add(-step_ue, mode="drop", unique_indices=True)
-    return x_ve, acc_v.at[unique].set(acc_u, mode="drop", unique_indices=True)
+    x_lw = lines.add(x_lw, unique, -step_ue, pack)
+    return x_lw, acc_v.at[unique].set(acc_u, mode="drop", unique_indices=True)

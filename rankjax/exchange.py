@@ -52,17 +52,30 @@ def bytes_of_round(
     return {"ids": 4 * sent, "rows": row_bytes * sent, "gradients": (4 + row_bytes) * sent}
 
 
+def take(table: Any, asked: jax.Array) -> Any:
+    """Rows of every array; zeros for those that are not there."""
+    return jax.tree.map(lambda x: x.at[asked].get(mode="fill", fill_value=0), table)
+
+
 def fetch(
-    table: Any, unique_u: jax.Array, split: Split, factor: float = FACTOR
+    table: Any,
+    unique_u: jax.Array,
+    split: Split,
+    factor: float = FACTOR,
+    *,
+    share: int | None = None,
+    take: Callable[[Any, jax.Array], Any] = take,
 ) -> tuple[Any, jax.Array]:
     """The rows asked for, and how many rounds it took (int32, the same on all devices).
 
     Args:
       table: pytree of [share, ...], this device's rows.
       unique_u: int32 [U], ascending rows of the whole table; out of range = asks for nothing.
+      share: rows of this device; None = the length of the arrays.
+      take: (table, rows int32 [...] of this shard, out of range = none) -> pytree of [..., width].
     Returns: pytree of [U, ...]; zeros where nothing is asked for.
     """
-    share = jax.tree.leaves(table)[0].shape[0]
+    share = jax.tree.leaves(table)[0].shape[0] if share is None else share
     capacity = split.capacity(unique_u.size, factor)
     start_s, end_s = _slices(unique_u, share, split)
     rounds = _most(-(-(end_s - start_s) // capacity), split)
@@ -77,12 +90,13 @@ def fetch(
         place_sc = jnp.where(there_sc, place_sc, unique_u.size)
 
         def exchanged(x: jax.Array, out: jax.Array) -> jax.Array:
-            back = _to_owners(x.at[asked_sc].get(mode="fill", fill_value=0), split)
-            return out.at[place_sc].set(back, mode="drop")
+            return out.at[place_sc].set(_to_owners(x, split), mode="drop")
 
-        return done + 1, jax.tree.map(exchanged, table, found)
+        return done + 1, jax.tree.map(exchanged, take(table, asked_sc), found)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros((unique_u.size, *x.shape[1:]), x.dtype), table)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(take, table, unique_u)
+    )
     state = jnp.int32(0), zeros
     return jax.lax.while_loop(lambda state: state[0] < rounds, one, state)[1], rounds
 
@@ -94,6 +108,8 @@ def send(
     update: Callable[[Any, jax.Array, Any], Any],
     split: Split,
     factor: float = FACTOR,
+    *,
+    share: int | None = None,
 ) -> tuple[Any, jax.Array]:
     """Gradients go to the owners, which add up what devices send for the same row, and update.
 
@@ -105,9 +121,10 @@ def send(
       unique_u: as in `fetch`. gradients: pytree of [U, ...].
       update: (table, rows int32 [n] of this shard, distinct; out of range = none, gradients
         [n, ...]) -> table.
+      share: as in `fetch`.
     Returns: the table, and the number of rounds.
     """
-    share = jax.tree.leaves(table)[0].shape[0]
+    share = jax.tree.leaves(table)[0].shape[0] if share is None else share
     capacity = split.capacity(unique_u.size, factor)
     start_s, end_s = _slices(unique_u, share, split)
     first_s = jnp.arange(split.shards, dtype=jnp.int32) * share

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rankjax import embedding, exchange, sharding
+from rankjax import embedding, exchange, lines, sharding
 from rankjax.batch import Batch, Features
 from rankjax.embedding import Ids, Layout, TableConfig, Tables
 from rankjax.schema import Schema
@@ -35,9 +35,9 @@ class Sharded:
         return exchange.Split(axes=sharding.AXES, shards=self.mesh.size)
 
     def plan(self, schema: Schema, config: TableConfig) -> Layout:
-        """As `embedding.plan`, every array a multiple of the devices long."""
+        """As `embedding.plan`, every array a multiple of the devices long, in lines."""
         layout = embedding.plan(schema, config)
-        whole = lambda rows: rows + -rows % self.mesh.size
+        whole = lambda rows: rows + -rows % (self.mesh.size * config.pack)
         return dataclasses.replace(
             layout, arrays=tuple((name, whole(rows)) for name, rows in layout.arrays)
         )
@@ -61,10 +61,12 @@ class Sharded:
         """`gather`, and the rounds of exchange that every array took, int32 []."""
 
         def fetch(tables: Tables, unique: Any) -> tuple[Tables, dict[str, jax.Array]]:
-            found = {
-                name: exchange.fetch(table, unique[name], self.split)
-                for name, table in tables.items()
-            }
+            found = {}
+            for name, table in tables.items():
+                share = lines.rows(table["embedding"], ids.pack)
+                take = functools.partial(embedding.take, pack=ids.pack, mode="fill", fill_value=0)
+                asked = table, unique[name], self.split
+                found[name] = exchange.fetch(*asked, share=share, take=take)
             return {k: rows for k, (rows, _) in found.items()}, {
                 k: n for k, (_, n) in found.items()
             }
@@ -114,8 +116,9 @@ class Sharded:
                     (table, optimizer[name]),
                     unique[name],
                     own,
-                    functools.partial(_adagrad, rates=rates, eps=config.eps),
+                    functools.partial(_adagrad, rates=rates, eps=config.eps, pack=ids.pack),
                     self.split,
+                    share=lines.rows(table["embedding"], ids.pack),
                 )
                 out[0][name], out[1][name] = state
             return out
@@ -136,6 +139,8 @@ class Sharded:
         total = jnp.float32(0)
         for name, table in tables.items():
             row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in table.values())
+            x = table["embedding"]
+            row -= (x.shape[1] - x.shape[1] // ids.pack) * x.dtype.itemsize  # of a line, one row
             count = ids.unique[name].shape[0] // self.mesh.size
             once = exchange.bytes_of_round(self.split, count, row)
             total += fetched[name] * (once["ids"] + once["rows"])
@@ -157,12 +162,15 @@ class Sharded:
 
 
 def _adagrad(
-    state: tuple[Any, Any], rows: jax.Array, gradients: Any, *, rates: Any, eps: float
+    state: tuple[Any, Any], rows: jax.Array, gradients: Any, *, rates: Any, eps: float, pack: int
 ) -> tuple[Any, Any]:
     """One step of each kind on rows of this shard."""
     table, optimizer = state
     found = {
-        kind: embedding.adagrad(x, optimizer[kind], rows, gradients[kind], rates[kind], eps)
+        kind: embedding.adagrad(
+            *(x, optimizer[kind], rows, gradients[kind], rates[kind], eps),
+            pack=embedding.packed(kind, pack),
+        )
         for kind, x in table.items()
     }
     new = {kind: x for kind, (x, _) in found.items()}

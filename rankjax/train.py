@@ -126,6 +126,8 @@ def run(
         if folder is not None:
             rows = dict(embedding.plan(log.schema, config.tables).arrays)
             how = {"scan": compute.scan}  # which decides the names of parameters
+            if config.tables.pack > 1:
+                how["pack"] = config.tables.pack
             meta = {"seed": config.seed, "steps": len(epoch), "rows": rows, **how}
             state = journal.resume(state, meta)
         prog = program(model_config, log.schema, config, place, compute)

@@ -200,14 +200,16 @@ def _time(
 def advice(bill: dict[str, Any], ask: Ask, target: targets.Target) -> list[str]:
     """What to change where the step does not fit into a device's memory, or copies tables."""
     chip, held, found = target.chip, bill["held_bytes"], []
-    width = ask.training.tables.width
+    width, pack = ask.training.tables.width, ask.training.tables.pack
     tpu = target.name.split(":")[0] in targets.TPUS
-    if tpu and width % LANES and bill["temporary_bytes"] > held["tables"] > chip.memory / 100:
-        wider = held["tables"] * LANES / width
-        fewer = "" if wider <= chip.memory / 2 else ", of fewer rows"
+    copied = tpu and bill["temporary_bytes"] > held["tables"] > chip.memory / 100
+    if copied and width * pack % LANES:
+        better = (
+            f"--table-pack {LANES // width}" if LANES % width == 0 else "a width that divides it"
+        )
         found.append(
             f"tables {width} wide are copied in every step, as a TPU looks up rows of {LANES}: "
-            f"--embedding-width {LANES}{fewer}"
+            f"{better}"
         )
     if bill["fits"]:
         return found

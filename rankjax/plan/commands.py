@@ -24,6 +24,7 @@ def plan(
     candidates: int = 16,
     table_rows: tuple[int, ...] = (),
     embedding_width: int = 16,
+    table_pack: int = 1,
     mesh: sharding.MeshConfig = sharding.MeshConfig(),  # noqa: B008 (frozen)
     compute: stack.Compute = stack.PLAIN,
     price: float | None = None,
@@ -43,6 +44,7 @@ def plan(
       table_rows: rows of the largest tables, as many as are named; the others keep those of the
         small synthetic world.
       embedding_width: E.
+      table_pack: rows of a table side by side in memory (rankjax train --tables.pack).
       mesh: how devices are used; all of them by rows where not said. A sweep tries its own.
       compute: layers scanned, recomputed. A sweep tries its own recompute.
       price: of one device for an hour; gives the cost of a billion requests.
@@ -64,6 +66,7 @@ def plan(
     length = (fields.get("history") or 50) if history is None else history
     if history is not None and "history" in fields:
         config = dataclasses.replace(config, history=history)
+    tables = embedding.TableConfig(width=embedding_width, pack=table_pack)
     ask = bill.Ask(
         model=config,
         schema=schema,
@@ -72,7 +75,7 @@ def plan(
         candidates=candidates,
         mesh=mesh,
         compute=compute,
-        training=step.TrainConfig(tables=embedding.TableConfig(width=embedding_width)),
+        training=step.TrainConfig(tables=tables),
         price=price,
     )
     if sweep:

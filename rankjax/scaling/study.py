@@ -107,6 +107,7 @@ class Study:
             del described[key]
         for key in ("checkpoint_seconds", "log_every"):
             del described["training"][key]
+        del described["training"]["tables"]["pack"]
         for entry, one in zip(described["ladders"], self.ladders):
             entry["configs"] = [ladder.identity(c) for c in one.configs]
         return json.loads(json.dumps(described))

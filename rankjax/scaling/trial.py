@@ -39,6 +39,7 @@ class Trial:
         training = dataclasses.asdict(self.training)
         for key in ("checkpoint_seconds", "log_every"):
             del training[key]
+        del training["tables"]["pack"]
         return {
             "architecture": self.architecture,
             "model": ladder.identity(self.model),
@@ -196,8 +197,9 @@ def restore(
     train_samples = samples_of(log, spec.samples, "train", spec.budget)
     batch = train.batches(log, spec.training, train_samples, place)[0]
     like = train.init(spec.model, log.schema, spec.training, batch, place, compute)
-    rows = dict(embedding.plan(log.schema, spec.training.tables).arrays)
-    return checkpoint.restore(folder / "checkpoints", like, rows=rows)[0]
+    tables = spec.training.tables
+    rows = dict(embedding.plan(log.schema, tables).arrays)
+    return checkpoint.restore(folder / "checkpoints", like, rows=rows, pack=tables.pack)[0]
 
 
 def _metrics(

@@ -155,6 +155,8 @@ def test_rankjax_counts_too(model):
 GIB = 2**30
 PLAIN = presets.model("dlrm_mlp", len(SCHEMA.tasks), width=16)  # has no layers to scan
 WIDE = step.TrainConfig(tables=embedding.TableConfig(width=128))
+PACKED = step.TrainConfig(tables=embedding.TableConfig(width=32, pack=4))
+ODD = step.TrainConfig(tables=embedding.TableConfig(width=48))
 CHIP = targets.CHIPS["v5e"]
 TARGET = targets.Target(name="v5e:2x2", devices=jax.devices()[:4], chip=CHIP)
 HELD = {"parameters": 1, "optimizer": 2, "tables": 0.1, "table_optimizer": 0, "batch": 0}
@@ -206,7 +208,9 @@ def test_seconds_by_the_compiler_stand_there_where_it_knows_all(by_compiler, sai
             {},
             ["tables 16 wide are copied in every step"],
         ),
-        ({"tables": 1.5}, 2, {}, ["--embedding-width 128, of fewer rows"]),
+        ({"tables": 1}, 2, {}, ["as a TPU looks up rows of 128: --table-pack 8"]),
+        ({"tables": 1}, 2, {"training": PACKED}, []),
+        ({"tables": 1}, 2, {"training": ODD}, ["a width that divides it"]),
         ({"tables": 1}, 2, {"training": WIDE}, []),
         ({"tables": 14}, 2, {}, ["tables alone take 14.0 GiB: more devices (about 7)"]),
         ({"optimizer": 20}, 2, {}, ["--mesh.strategy fsdp"]),
