@@ -74,7 +74,7 @@ def _run(asked, folder, address):
 @pytest.mark.slow
 def test_ctrl_c_saves_the_running_trials(cluster, tmp_path):
     """No checkpoint is due before the end of a trial: the one there is the interruption's."""
-    long = tiny.log(tmp_path / "log", requests=500, events=300)
+    long = tiny.log(tmp_path / "log", requests=5000, events=300)
     asked = trials.asked(long, widths=(4,))
     rarely = dataclasses.replace(asked.training, checkpoint_seconds=1e9, batch=1)
     asked = dataclasses.replace(asked, training=rarely)
