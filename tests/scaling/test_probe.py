@@ -128,10 +128,10 @@ def test_an_interrupt_ends_the_processes_at_once(asked, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         probe.run(asked, ["fast", "slow"], [None], on_done=interrupt)
-    for child in set(multiprocessing.active_children()) - before:
-        child.join(timeout=10)
-    assert set(multiprocessing.active_children()) <= before
-    assert time.monotonic() - began < 50
+    # The pool's own thread waits for them too, and a child that it reaps is listed a moment longer.
+    while not set(multiprocessing.active_children()) <= before:
+        assert time.monotonic() - began < 50
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
