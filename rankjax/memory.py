@@ -20,6 +20,15 @@ def of_machine() -> tuple[int | None, int | None]:
     return total, available
 
 
+def peak_mib() -> float:
+    """The most memory that this process has had, in MiB; 0 where the system does not say.
+
+    Not getrusage's figure, which starts with that of the process that started this one.
+    """
+    lines = (line.split() for line in read("/proc/self/status").splitlines())
+    return next((int(words[1]) / 1024 for words in lines if words[:1] == ["VmHWM:"]), 0.0)
+
+
 def read(path: str) -> str:
     """What a file of the system says, without white space at its ends; "" where it says nothing."""
     try:

@@ -7,7 +7,6 @@ so that "unique" and the rows looked up are [devices * U, ...], a part of each d
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -138,9 +137,8 @@ class Sharded:
         """
         total = jnp.float32(0)
         for name, table in tables.items():
-            row = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in table.values())
-            x = table["embedding"]
-            row -= (x.shape[1] - x.shape[1] // ids.pack) * x.dtype.itemsize  # of a line, one row
+            rows = lines.rows(table["embedding"], ids.pack)
+            row = sum(x.size * x.dtype.itemsize for x in table.values()) // rows
             count = ids.unique[name].shape[0] // self.mesh.size
             once = exchange.bytes_of_round(self.split, count, row)
             total += fetched[name] * (once["ids"] + once["rows"])

@@ -1,5 +1,8 @@
 """Memory of a machine and of a container, as Linux prints them."""
 
+import subprocess
+import sys
+
 import pytest
 
 from rankjax import memory
@@ -30,3 +33,11 @@ def test_this_machine_has_some():
     total, available = memory.of_machine()
     assert total is None or 0 < available <= total
     assert memory.read("/nowhere") == ""
+
+
+@pytest.mark.skipif(not memory.peak_mib(), reason="/proc/self/status has no VmHWM here")
+def test_the_peak_of_a_process_stays_when_the_memory_is_given_back():
+    code = "from rankjax.memory import peak_mib as peak; a = peak(); b'x' * 2**28; print(a, peak())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = map(float, done.stdout.split())
+    assert 1 < before < 200 and 250 < after - before < 300  # its own, not pytest's

@@ -22,7 +22,6 @@ TESTS_WITHOUT_FILE = {
     "test_experiments.py": "experiments/",
     "test_launch.py": "experiments/launch/",
     "test_own_schemas.py": "experiments/schemas/",
-    "test_readme.py": "README.md and docs/",
     "test_add_an_architecture.py": "docs/add-an-architecture.md",
     "kernels/test_hstu_tiles.py": "tiles of hstu_attention, apart for their length",
     "kernels/test_hstu_lowering.py": "hstu_attention as TPUs and GPUs compile it",

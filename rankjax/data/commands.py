@@ -12,6 +12,7 @@ import rich
 import rich.table
 import tyro
 
+from rankjax import memory
 from rankjax.data import (
     check,
     counters,
@@ -106,7 +107,7 @@ def data_import(
             done = stack.enter_context(engine_lib.on_ray(address, folder, here))
         found = summary(importer.run(asked, paths, out, shards=shards, engine=done))
         found["seconds"] = time.monotonic() - began
-        if peak := engine_lib.peak_mib():
+        if peak := memory.peak_mib():
             found["peak_memory_mib"] = peak
         if engine == "ray":
             found["peak_memory_mib_of_workers"] = done.peak_mib

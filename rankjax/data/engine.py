@@ -11,12 +11,11 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rankjax import ray_cluster
+from rankjax import memory, ray_cluster
 from rankjax import versions as versions_lib
 
 # (what to do with a piece, the pieces) -> what it returned, in the order of the pieces
@@ -139,13 +138,4 @@ class Workers:
 
 
 def _do(work: Callable[[Any], Any], piece: Any) -> tuple[Any, float]:
-    return work(piece), peak_mib()
-
-
-def peak_mib() -> float:
-    """The most memory that this process has had, in MiB; 0 where the system does not say."""
-    if sys.platform != "linux":  # elsewhere there is none, or in other units
-        return 0.0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return work(piece), memory.peak_mib()

@@ -35,7 +35,7 @@ class Trial:
         return ladder.architecture_of(self.model)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON; without what does not change the outcome (log lines, checkpoints)."""
+        """As JSON; without what does not change the outcome (log lines, saves, how tables lie)."""
         training = dataclasses.asdict(self.training)
         for key in ("checkpoint_seconds", "log_every"):
             del training[key]

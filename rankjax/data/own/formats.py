@@ -116,7 +116,8 @@ def _parquet(path: pathlib.Path, wanted: list[str] | None) -> Iterator[pl.DataFr
         folders = {name: x for name, x in places.hive(path).items() if name not in own}
         wanted = _checked(path, [*own, *folders], wanted)
         _check_place(path, file.metadata)
-        inside = [name for name in wanted if name not in folders]
+        # Where only folders are asked for, a column of the file tells how many rows there are.
+        inside = [name for name in wanted if name not in folders] or own[:1]
         more = [pl.lit(folders[name], pl.String).alias(name) for name in wanted if name in folders]
         if file.metadata.num_rows == 0:
             empty = pl.from_arrow(file.schema_arrow.empty_table().select(inside))

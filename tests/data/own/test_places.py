@@ -92,6 +92,8 @@ def test_columns_that_folders_name(tmp_path):
     assert formats.columns_of(path, spec) == ["x", "hour", "date", "none"]
     found = pl.concat(formats.raw_frames(path, spec, ["date", "x", "hour", "none"], None))
     assert found.rows() == [("2024-05-31", 1, 8, None), ("2024-05-31", 2, 9, None)]
+    alone = pl.concat(formats.raw_frames(path, spec, ["date"], None))
+    assert alone.rows() == [("2024-05-31",)] * 2
 
 
 def test_a_store_is_imported_as_a_folder_is(tmp_path, store):
